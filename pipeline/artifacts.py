@@ -1,0 +1,111 @@
+"""What the home holds, and deleting from it: never what something else still needs. Light."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tunewright.pipeline import files, jobs
+from tunewright.pipeline.errors import Conflict, NotFound, call
+from tunewright.pipeline.ids import PREFIX
+from tunewright.pipeline.store import Row
+from tunewright.pipeline.workspace import Workspace
+
+PAGE_ROWS = 20
+
+
+def page(workspace: Workspace, kind: str | None, number: int) -> tuple[list[dict[str, Any]], bool]:
+    """Page `number` (from 1) of what there is of `kind`, newest first, and whether more follow."""
+    offset = (number - 1) * PAGE_ROWS
+    sql = """
+        SELECT id, kind, name, created_at, '' AS state FROM artifacts WHERE ?1 IS NULL OR kind=?1
+        UNION ALL SELECT id, 'job', kind, created_at, state FROM jobs WHERE ?1 IS NULL OR ?1='job'
+        ORDER BY created_at DESC LIMIT ?2 OFFSET ?3
+    """
+    rows = workspace.store.rows(sql, kind, PAGE_ROWS + 1, offset)
+    return rows[:PAGE_ROWS], len(rows) > PAGE_ROWS
+
+
+def folder_of(workspace: Workspace, row: Row) -> Path | None:
+    """Where an artifact's files lie; a publication has none here."""
+    home = workspace.home
+    parents = {"dataset": home.datasets, "adapter": home.adapters, "export": home.exports}
+    return parents[row["kind"]] / row["id"] if row["kind"] in parents else None
+
+
+def delete(workspace: Workspace, artifact_id: str, *, confirm: bool) -> tuple[str, int]:
+    """Deletes an artifact or a finished job with its files; returns its id and the bytes freed.
+
+    Raises Conflict where something still needs it, a job is active, or `confirm` is missing. A published model stays
+    where it was published.
+    """
+    if artifact_id.startswith(f"{PREFIX['job']}-"):
+        return _delete_job(workspace, artifact_id, confirm=confirm)
+    row = workspace.store.artifact(artifact_id)
+    artifact_id, folder = row["id"], folder_of(workspace, row)
+    needing = [child["id"] for child in workspace.store.children(artifact_id) if _needs(child, row)]
+    needing += [job["id"] for job in _active_jobs(workspace) if artifact_id in job["spec"].values()]
+    if needing:
+        raise Conflict(
+            "still_needed", f"{artifact_id} is needed by {', '.join(needing[:5])}.", allowed="Delete those first.",
+            next=call("delete_artifact", artifact_id=needing[0], confirm=True), done="Nothing was deleted.",
+        )  # fmt: skip
+    freed = files.size_bytes(folder) if folder and folder.exists() else 0
+    _require_confirmation(artifact_id, freed, confirm)
+    # The row first: a kill in between leaves files without a row, never a row without files.
+    workspace.store.execute("DELETE FROM artifacts WHERE id=?", artifact_id)
+    _remove(folder)
+    return artifact_id, freed
+
+
+def _needs(child: Row, parent: Row) -> bool:
+    """An export stands by itself once made, and an adapter trains on without its dataset's files; a publication is a
+    note of what was sent from an export, which it names."""
+    return (parent["kind"], child["kind"]) in {("adapter", "export"), ("dataset", "adapter"), ("export", "publication")}
+
+
+def _active_jobs(workspace: Workspace) -> list[Row]:
+    return workspace.store.rows("SELECT * FROM jobs WHERE state IN ('queued','running')")
+
+
+def _delete_job(workspace: Workspace, job_id: str, *, confirm: bool) -> tuple[str, int]:
+    row = workspace.store.job(job_id)
+    job_id = row["id"]
+    if row["state"] in jobs.ACTIVE:
+        raise Conflict(
+            "job_active", f"{job_id} is {row['state']}.", allowed="Cancel it first.",
+            next=call("cancel_job", job_id=job_id), done="Nothing was deleted.",
+        )  # fmt: skip
+    folder = jobs.folder(workspace, job_id)
+    freed = files.size_bytes(folder) if folder.exists() else 0
+    _require_confirmation(job_id, freed, confirm)
+    with workspace.store.transaction() as db:
+        for table, column in (("jobs", "id"), ("events", "job_id"), ("metrics", "job_id")):
+            db.execute(f"DELETE FROM {table} WHERE {column}=?", (job_id,))
+    _remove(folder)
+    return job_id, freed
+
+
+def _require_confirmation(artifact_id: str, freed: int, confirm: bool) -> None:
+    if not confirm:
+        raise Conflict(
+            "not_confirmed", f"Deleting {artifact_id} frees {freed / 1e6:.1f} MB and cannot be undone.",
+            allowed="Ask the user first.", next=call("delete_artifact", artifact_id=artifact_id, confirm=True),
+            done="Nothing was deleted.",
+        )  # fmt: skip
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None and folder.exists():
+        # Out of sight in one step, so that a kill leaves no half folder under its name.
+        hidden = folder.with_name(f"{files.PARTIAL}deleted-{folder.name}")
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def find(workspace: Workspace, artifact_id: str, kind: str) -> Row:
+    """An artifact of `kind` for reading. Raises NotFound also where its folder is gone."""
+    row = workspace.store.artifact(artifact_id, kind)
+    folder = folder_of(workspace, row)
+    if folder is not None and not folder.exists():
+        raise NotFound("files_gone", f"The files of {row['id']} are gone from {folder}.", next="list_artifacts()")
+    return row

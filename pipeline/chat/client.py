@@ -1,0 +1,168 @@
+"""Asking the chat host, starting it where there is none. Light: what the server calls."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tunewright.pipeline import gpu, models, processes
+from tunewright.pipeline.chat import protocol
+from tunewright.pipeline.chat_template import Message
+from tunewright.pipeline.errors import Cancelled, Conflict, InvalidInput, NotFound, TunewrightError, Unavailable, call
+from tunewright.pipeline.workspace import Workspace
+
+HOST_MODULE = "tunewright.pipeline.chat.host"
+START_TIMEOUT_S = 30.0
+POLL_S = 0.1
+OnProgress = Callable[[int, str], None]
+
+
+def prepare(
+    workspace: Workspace, *, adapter_id: str | None, model: str | None, messages: list[Message], thinking: bool,
+    compare_with_base: bool, max_new_tokens: int, sampling: dict[str, float | None], seed: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The request to the host: ids and names resolved, sampling defaults filled in. Raises InvalidInput, NotFound."""
+    if (adapter_id is None) == (model is None):
+        raise InvalidInput(
+            "adapter_or_model", f"adapter_id={adapter_id!r} and model={model!r} were given.",
+            allowed="Give adapter_id for a tuned model, or model for a base model alone.",
+            next=call("list_artifacts", kind="adapter"),
+        )  # fmt: skip
+    adapter = workspace.store.artifact(adapter_id, "adapter") if adapter_id else None
+    document = adapter["document"] if adapter else {}
+    base = models.resolve(workspace, document.get("base_model") or str(model))
+    if base.kind == "toy" and base.folder and not (base.folder / "model.safetensors").exists():
+        raise NotFound(
+            "toy_not_made", "The toy model's weights are made by the first fine-tune of it.",
+            next='start_finetune(dataset_id="…", model="toy")',
+        )  # fmt: skip
+    tokenizer_folder = Path(document["path"]) if adapter else models.tokenizer_folder(workspace, base.name)
+    defaults = protocol.sampling_defaults(base.folder or tokenizer_folder, thinking=thinking)
+    context = int(base.config.get("max_position_embeddings") or 4096)
+    four_bit = document["training"]["load_in_4bit"] if adapter else bool(gpu.indexes())
+    return {
+        "loadable": base.loadable,
+        "tokenizer_folder": str(tokenizer_folder),
+        "load_in_4bit": four_bit,
+        "context_tokens": min(context, max(8192, document.get("max_seq_length", 0))),
+        "adapter_id": adapter["id"] if adapter else None,
+        "adapter_path": document.get("path"),
+        "messages": messages,
+        "thinking": thinking,
+        "compare_with_base": compare_with_base,
+        "max_new_tokens": max_new_tokens,
+        "sampling": {**defaults, **{key: value for key, value in sampling.items() if value is not None}},
+        "seed": secrets.randbelow(2**31) if seed is None else seed,
+    }
+
+
+def ask(
+    workspace: Workspace, request: dict[str, Any], on_progress: OnProgress, stop: threading.Event
+) -> dict[str, Any]:
+    """Sends a prepared request and waits for the answers `tuned` and `base` (each text, thinking, tokens, …, or None).
+
+    Starts the host where none lives. `stop` set by another thread gives up (raises Cancelled) and the host stops
+    generating. Raises Conflict while a job holds the device, Unavailable where the host does not come up.
+    """
+    with _connect(workspace, on_progress) as connection:
+        protocol.send(connection, request)
+        while True:
+            while not connection.poll(POLL_S):
+                if stop.is_set():
+                    raise Cancelled("chat")
+            try:
+                message = protocol.receive(connection)
+            except EOFError as error:
+                raise _host_died(workspace) from error
+            match message.pop("event"):
+                case "progress":
+                    on_progress(message["tokens"], message["phase"])
+                case "error":
+                    raise TunewrightError(
+                        message["code"], message["what"], allowed=message["allowed"],
+                        next=message["next"] or "check_environment()", done="No answer was made.",
+                    )  # fmt: skip
+                case _:
+                    return message
+
+
+@contextmanager
+def _connect(workspace: Workspace, on_progress: OnProgress) -> Generator[Connection]:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        address = protocol.find_host(workspace) or _start(workspace, on_progress)
+        try:
+            connection = Client(("127.0.0.1", address.port), authkey=address.secret)
+            break
+        except (ConnectionError, EOFError, AuthenticationError) as error:
+            # It was just leaving, or its file is older than it: look again.
+            if time.monotonic() > deadline:
+                raise _host_died(workspace) from error
+            time.sleep(POLL_S)
+    with connection:
+        yield connection
+
+
+def _start(workspace: Workspace, on_progress: OnProgress) -> protocol.Address:
+    """Starts the host, one starter at a time, and waits until it listens."""
+    with FileLock(workspace.home.root / "chat-start.lock", thread_local=False):
+        address = protocol.find_host(workspace)
+        if address:
+            return address
+        _require_free_device(workspace)
+        on_progress(0, "starting the chat host")
+        alive = _start_inline(workspace) if workspace.inline else _start_process(workspace)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            address = protocol.find_host(workspace)
+            if address:
+                return address
+            if not alive():
+                _require_free_device(workspace)
+                break
+            time.sleep(POLL_S)
+        raise _host_died(workspace)
+
+
+def _start_process(workspace: Workspace) -> Callable[[], bool]:
+    arguments = ["--home", str(workspace.home.root)]
+    pid = processes.start_detached(HOST_MODULE, arguments, protocol.log_file(workspace))
+    started = processes.start_time(pid)
+    return lambda: processes.is_alive(pid, started)
+
+
+def _start_inline(workspace: Workspace) -> Callable[[], bool]:
+    from tunewright.pipeline.chat.host import Host
+
+    thread = threading.Thread(target=Host(workspace).serve, name="chat-host", daemon=True)
+    thread.start()
+    return thread.is_alive
+
+
+def _require_free_device(workspace: Workspace) -> None:
+    active = workspace.store.rows(
+        "SELECT * FROM jobs WHERE state IN ('running','queued') AND needs_device=1 ORDER BY seq LIMIT 1"
+    )
+    if active:
+        progress = active[0]["progress"] or {}
+        eta = f", about {progress['eta_s']:.0f} s to go" if progress.get("eta_s") else ""
+        raise Conflict(
+            "device_busy", f"The device is taken by {active[0]['id']} ({active[0]['state']}{eta}).",
+            allowed="One job or the chat host uses a device at a time.",
+            next=call("get_status", job_id=active[0]["id"], wait_s=50), done="No answer was made.",
+        )  # fmt: skip
+
+
+def _host_died(workspace: Workspace) -> Unavailable:
+    return Unavailable(
+        "chat_host_failed", f"The chat host ended or did not come up; its log is {protocol.log_file(workspace)}.",
+        allowed="Most often memory: a smaller model, or load_in_4bit when training.",
+        next="check_environment()", done="No answer was made.",
+    )  # fmt: skip

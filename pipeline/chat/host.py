@@ -1,0 +1,166 @@
+"""The chat host: `python -P -m tunewright.pipeline.chat.host --home H`. Shared by every server on the home.
+
+Holds the device lease while it lives. Leaves after IDLE_S without a request, or as soon as a queued job waits for the
+device and no answer is being made.
+"""
+
+import argparse
+import logging
+import secrets
+import threading
+import time
+from dataclasses import asdict
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from tunewright.pipeline import lease
+from tunewright.pipeline.chat import protocol
+from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.workspace import Workspace
+
+IDLE_S = 600.0
+WATCH_S = 0.5
+PROGRESS_EVERY_S = 0.5
+
+log = logging.getLogger("tunewright.chat")
+
+
+class Host:
+    """Serves one request at a time; `serve` returns when the host leaves."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._one_at_a_time = threading.Lock()
+        self._waiting = 0
+        self._last_use = time.monotonic()
+        self._resident: Any = None
+
+    def serve(self) -> bool:
+        """Takes the lease, listens, and stays until idle or unwanted. Returns False where no device was free."""
+        device, lock = self._take_device()
+        if lock is None:
+            return False
+        try:
+            device.make_visible()
+            secret = secrets.token_bytes(32)
+            with Listener(("127.0.0.1", 0), authkey=secret) as listener:
+                port = int(listener.address[1])  # type: ignore[index]
+                protocol.announce(self._workspace, port, secret)
+                threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+                self._watch()
+                protocol.address_file(self._workspace).unlink(missing_ok=True)
+        finally:
+            if self._resident is not None:
+                self._resident.unload()
+            lock.release()
+        return True
+
+    def _take_device(self) -> Any:
+        for device in lease.devices():
+            lock = lease.try_take(self._workspace, device)
+            if lock is not None:
+                return device, lock
+        return None, None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(WATCH_S)
+            busy = self._waiting > 0
+            idle_s = time.monotonic() - self._last_use
+            if not busy and (idle_s > IDLE_S or lease.is_wanted(self._workspace)):
+                return
+
+    def _accept(self, listener: Listener) -> None:
+        while True:
+            try:
+                connection = listener.accept()
+            except AuthenticationError:
+                log.warning("a client without the secret was turned away")
+                continue
+            except OSError:
+                return  # the listener was closed: the host leaves
+            self._waiting += 1
+            threading.Thread(target=self._handle, args=(connection,), daemon=True).start()
+
+    def _handle(self, connection: Connection) -> None:
+        try:
+            with connection, self._one_at_a_time:
+                self._reply(connection)
+        except (EOFError, OSError):
+            log.info("a client left before its answer was ready")
+        finally:
+            self._last_use = time.monotonic()
+            self._waiting -= 1
+
+    def _reply(self, connection: Connection) -> None:
+        request = protocol.receive(connection)
+        try:
+            result = self._answer(connection, request)
+        except TunewrightError as error:
+            protocol.send(connection, {"event": "error", **error.to_dict()})
+        except (EOFError, OSError):
+            raise
+        except Exception as error:
+            log.exception("answering failed")
+            text = (str(error).strip().splitlines() or [""])[-1][:300]
+            code = "out_of_memory" if "out of memory" in text.lower() else "chat_failed"
+            failure = {"code": code, "what": f"{type(error).__name__}: {text}", "allowed": "", "next": "", "done": ""}
+            protocol.send(connection, {"event": "error", **failure})
+        else:
+            protocol.send(connection, {"event": "result", **result})
+
+    def _answer(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        protocol.send(connection, {"event": "progress", "tokens": 0, "phase": "loading the model"})
+        if self._resident is None:
+            from tunewright.pipeline.chat.resident import Resident
+
+            self._resident = Resident()
+        self._resident.load(
+            request["loadable"], Path(request["tokenizer_folder"]),
+            load_in_4bit=request["load_in_4bit"], context_tokens=request["context_tokens"],
+        )  # fmt: skip
+        if request["adapter_id"]:
+            self._resident.add_adapter(request["adapter_id"], Path(request["adapter_path"]))
+        result: dict[str, Any] = {"tuned": None, "base": None}
+        wanted = ["tuned"] if request["adapter_id"] else ["base"]
+        if request["compare_with_base"] and request["adapter_id"]:
+            wanted.append("base")
+        for which in wanted:
+            answer = self._resident.answer(
+                request["messages"], adapter_id=request["adapter_id"] if which == "tuned" else None,
+                thinking=request["thinking"], max_new_tokens=request["max_new_tokens"], sampling=request["sampling"],
+                seed=request["seed"], on_token=_progress(connection, which),
+            )  # fmt: skip
+            result[which] = asdict(answer)
+        return result
+
+
+def _progress(connection: Connection, which: str) -> Any:
+    """Reports now and then, and stops the generation once the client has gone."""
+    told = 0.0
+
+    def on_token(count: int) -> bool:
+        nonlocal told
+        if time.monotonic() - told > PROGRESS_EVERY_S:
+            told = time.monotonic()
+            try:
+                protocol.send(connection, {"event": "progress", "tokens": count, "phase": f"{which} answers"})
+            except OSError:
+                return False
+        return True
+
+    return on_token
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tunewright-chat-host")
+    parser.add_argument("--home", required=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    taken = Host(Workspace.open(parser.parse_args().home)).serve()
+    raise SystemExit(0 if taken else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Chat templates and tokens without transformers: the one place where conversations become what a model is trained on.
+
+The trainer, `inspect_dataset` and the token statistics all call `ChatTemplate.encode`, so what is shown is what is
+trained. Rendering follows transformers' own environment (same sandbox, filters and globals); the tokenizer is the
+model's `tokenizer.json`. Models that carry no `tokenizer.json` are refused.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from tunewright.pipeline import models
+from tunewright.pipeline.errors import InvalidInput
+from tunewright.pipeline.workspace import Workspace
+
+Message = dict[str, str]
+
+# A private-use character: no data holds it, so where it lands in a rendered text is where an answer begins.
+MARK = "\uf8ff"
+
+
+class _Generation(Extension):
+    """Accepts transformers' `{% generation %}` blocks, which mark answers; the text inside is kept as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja's own contract
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_keep"), [], [], body).set_lineno(line)
+
+    def _keep(self, caller: Macro) -> str:
+        return str(caller())
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    # jinja2's annotations know only its own globals.
+    offered: dict[str, Any] = environment.globals  # pyright: ignore[reportAssignmentType]
+    offered |= {"raise_exception": _raise, "strftime_now": _strftime_now}
+    return environment
+
+
+def _text(value: Any) -> str | None:
+    """A special token of tokenizer_config.json: a string, or an object that holds one."""
+    return value.get("content") if isinstance(value, dict) else value
+
+
+class ChatTemplate:
+    """The chat template and tokenizer of one model folder, with thinking switched on or off."""
+
+    def __init__(self, folder: Path, *, enable_thinking: bool = False) -> None:
+        """Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`. Raises InvalidInput."""
+        self.folder, self.enable_thinking = folder, enable_thinking
+        if not (folder / "tokenizer.json").is_file():
+            raise InvalidInput(
+                "no_fast_tokenizer",
+                f"{folder} has no tokenizer.json.",
+                allowed="Tunewright needs the model's fast tokenizer; most repositories at unsloth/ carry one.",
+            )
+        config_file = folder / "tokenizer_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        self._special = {k: text for k, v in config.items() if k.endswith("_token") and (text := _text(v))}
+        self.source = self._read_source(config)
+        self._template = _environment().from_string(self.source)
+
+    def _read_source(self, config: dict[str, Any]) -> str:
+        file = self.folder / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        source = config.get("chat_template")
+        if isinstance(source, list):  # several by name: [{"name": "default", "template": …}, …]
+            named: dict[str, str] = {entry["name"]: entry["template"] for entry in source}
+            source = named.get("default")
+        if not isinstance(source, str):
+            raise InvalidInput(
+                "no_chat_template",
+                f"{self.folder} has no chat template: it is a base model.",
+                allowed="Use the instruct version of the model.",
+                next='list_models(query="instruct")',
+            )
+        return source
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    @cached_property
+    def special_ids(self) -> set[int]:
+        """Ids of the control tokens: never shown, never to stand in data."""
+        return {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        return "enable_thinking" in self.source
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, enable_thinking: bool | None = None
+    ) -> str:
+        """The text of a conversation as the model sees it; `enable_thinking` overrides the template's setting."""
+        thinking = self.enable_thinking if enable_thinking is None else enable_thinking
+        try:
+            return self._template.render(
+                messages=list(messages), add_generation_prompt=add_generation_prompt, enable_thinking=thinking,
+                tools=None, documents=None, **self._special,
+            )  # fmt: skip
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages[:6])
+            raise InvalidInput(
+                "template_refused",
+                f"The model's chat template refuses the roles {roles}: {error}.",
+                allowed="Some models take no system message, or want user and assistant in turn.",
+            ) from error
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of rendered text; the template has written its own control tokens, so none are added."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token."""
+        return [self.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+
+    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Token ids of the conversation and its loss mask (same length): 1 on what the assistant says, else 0.
+
+        What is trained is each answer and the token that ends its turn, so that the model learns to stop; the header
+        and an empty thinking block are part of the prompt, as when it answers later.
+        """
+        text = self.render(messages)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        mask = [0] * len(encoding.ids)
+        for begin, end in self._answer_spans(messages, text):
+            inside = [i for i, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]
+            if not inside:
+                continue
+            for i in inside:
+                mask[i] = 1
+            following = inside[-1] + 1
+            if following < len(mask) and encoding.ids[following] in self.special_ids:
+                mask[following] = 1
+        return encoding.ids, mask
+
+    def _answer_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+        """Character spans of the answers: what changes in the text when an answer is replaced by a mark."""
+        spans: list[tuple[int, int]] = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            marked = self.render([*messages[:number], {**message, "content": MARK}, *messages[number + 1 :]])
+            begin = marked.find(MARK)
+            if begin < 0:
+                continue
+            tail = marked[begin + 1 :]
+            if not text.startswith(marked[:begin]):
+                # The answer changed what stands before it: a thinking block of its own is part of the answer.
+                begin = next(i for i, (a, b) in enumerate(zip(text, marked, strict=False)) if a != b)
+            end = len(text) - len(tail) if text.endswith(tail) else len(text)
+            spans.append((begin, end))
+        return spans
+
+
+def load(workspace: Workspace, model: str, *, enable_thinking: bool = False) -> ChatTemplate:
+    """The chat template of a model by name (see `models.resolve`), fetching its small files where needed."""
+    return ChatTemplate(models.tokenizer_folder(workspace, model), enable_thinking=enable_thinking)

@@ -1,0 +1,145 @@
+"""What this machine is and what works on it. Light: no torch, short time limits, no downloads."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+import psutil
+
+from tunewright.pipeline import catalog, gpu, models, toy
+from tunewright.pipeline.errors import Unavailable
+from tunewright.pipeline.exporting import toolchain
+from tunewright.pipeline.settings import hub_endpoint, ollama_host
+from tunewright.pipeline.workspace import Workspace
+
+PACKAGES = ("tunewright", "unsloth", "torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "mcp")
+LOW_DISK_GIB = 20
+GIB = 2**30
+
+
+def check(workspace: Workspace) -> dict[str, Any]:
+    """Devices, memory and disk (GiB), versions, and what is usable, each with a reason where it is not."""
+    gpus = gpu.find()
+    memory = psutil.virtual_memory()
+    disk_free_gib = round(shutil.disk_usage(workspace.home.root).free / GIB, 1)
+    return {
+        "device": gpus[0].name if gpus else f"cpu ({os.cpu_count()} cores)",
+        "gpus": [
+            {"index": g.index, "name": g.name, "total_gib": g.total_gib, "free_gib": g.free_gib, "bf16": g.has_bf16}
+            for g in gpus
+        ],
+        "ram_total_gib": round(memory.total / GIB, 1),
+        "ram_free_gib": round(memory.available / GIB, 1),
+        "disk_free_gib": disk_free_gib,
+        "home": str(workspace.home.root),
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "usable": _usable(workspace),
+        "warnings": _warnings(gpus, disk_free_gib),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _ollama_version() -> str | None:
+    from tunewright.pipeline.publishing.ollama_client import OllamaClient, answering
+
+    try:
+        with answering("its version", next=""):
+            return OllamaClient().version()
+    except Unavailable:
+        return None
+
+
+def _usable(workspace: Workspace) -> dict[str, str]:
+    from huggingface_hub import get_token
+
+    converter = toolchain.find(workspace)
+    ollama_version = _ollama_version()
+    return {
+        "unsloth": "yes" if find_spec("unsloth") else "no: not installed",
+        "toy_model": "ready"
+        if toy.is_trained(workspace.home)
+        else "made by the first fine-tune of 'toy', under a minute",
+        "gguf_toolchain": f"yes: {converter}" if converter else "fetched from the package index at the first export",
+        "gguf_runtime": "yes: xllamacpp" if find_spec("xllamacpp") else "no: xllamacpp is not installed",
+        "ollama": f"yes: {ollama_version} at {ollama_host()}" if ollama_version else f"no answer at {ollama_host()}",
+        "hub": f"{hub_endpoint()}{' (HF_HUB_OFFLINE is set)' if os.environ.get('HF_HUB_OFFLINE') else ''}",
+        "hub_token": "present" if get_token() else "none: set HF_TOKEN or run `hf auth login` to publish",
+    }
+
+
+def _warnings(gpus: list[gpu.Gpu], disk_free_gib: float) -> list[str]:
+    warnings: list[str] = []
+    if not gpus:
+        warnings.append("No GPU: training runs on the CPU, which suits the toy and models below 1 B parameters only.")
+    for found in gpus:
+        if not found.has_bf16:
+            warnings.append(f"{found.name} has no bf16; training uses fp16.")
+        if found.free_gib < 0.5 * found.total_gib:
+            warnings.append(f"{found.name}: only {found.free_gib} of {found.total_gib} GiB are free.")
+    if disk_free_gib < LOW_DISK_GIB:
+        warnings.append(
+            f"Only {disk_free_gib} GiB of disk are free; an 8B model needs about 40 GiB to train and export."
+        )
+    return warnings
+
+
+def list_models(workspace: Workspace, query: str, fits_only: bool) -> list[dict[str, Any]]:
+    """Known base models whose name holds every word of `query`, with what they need and whether it fits here."""
+    cached = set(models.cached_ids())
+    free_gib = max((g.free_gib for g in gpu.find()), default=0.0)
+    ram_gib = psutil.virtual_memory().available / GIB
+    rows: list[dict[str, Any]] = [
+        {
+            "model": catalog.TOY, "parameters_b": 0.0035, "licence": "apache-2.0", "kind": "instruct", "thinking": True,
+            "qlora_vram_gb": 0.0, "lora_vram_gb": 0.0, "fits": "cpu", "available": "built in", "ollama": "",
+        }
+    ]  # fmt: skip
+    known = {model.hub_id: model for model in catalog.KNOWN_MODELS}
+    for model in known.values():
+        qlora = catalog.vram_gb(model.parameters_b, load_in_4bit=True)
+        lora = catalog.vram_gb(model.parameters_b, load_in_4bit=False)
+        rows.append(
+            {
+                "model": model.hub_id, "parameters_b": model.parameters_b, "licence": model.licence,
+                "kind": "instruct" if model.instruct else "base", "thinking": model.thinking,
+                "qlora_vram_gb": qlora, "lora_vram_gb": lora,
+                "fits": _fits(qlora, lora, free_gib, ram_gib, model.parameters_b),
+                "available": "cached" if model.hub_id in cached else "on the Hub", "ollama": model.ollama,
+            }
+        )  # fmt: skip
+    for hub_id in sorted(cached - set(known)):
+        rows.append(
+            {
+                "model": hub_id, "parameters_b": None, "licence": None, "kind": None, "thinking": None,
+                "qlora_vram_gb": None, "lora_vram_gb": None, "fits": "unknown", "available": "cached", "ollama": "",
+            }
+        )  # fmt: skip
+    words = query.lower().split()
+    return [
+        row
+        for row in rows
+        if all(word in f"{row['model']} {row['kind']} {row['ollama']}".lower() for word in words)
+        and not (fits_only and row["fits"] == "no")
+    ]
+
+
+def _fits(qlora_gb: float, lora_gb: float, free_gib: float, ram_gib: float, parameters_b: float) -> str:
+    free_gb = free_gib * GIB / 1e9
+    if lora_gb <= free_gb:
+        return "lora"
+    if qlora_gb <= free_gb:
+        return "qlora"
+    # A CPU trains 16-bit LoRA: weights, activations and the adapter's optimizer, about three times the weights.
+    if not free_gib and parameters_b <= 2 and 3 * 2 * parameters_b <= ram_gib:
+        return "cpu"
+    return "no"

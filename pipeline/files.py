@@ -1,0 +1,85 @@
+"""Writing so that a reader, or the next process after a kill, sees a whole file or folder or none."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunewright.pipeline.errors import NoSpace
+
+PARTIAL = ".partial-"
+STALE_PARTIAL_S = 24 * 3600
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 `text` beside `path` and renames it over; durable after return."""
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def new_folder(final: Path) -> Generator[Path]:
+    """A folder to fill that becomes `final` when the block ends and vanishes when it raises.
+
+    Raises FileExistsError where `final` exists: ids are never reused.
+    """
+    if final.exists():
+        raise FileExistsError(final)
+    partial = final.with_name(f"{PARTIAL}{os.getpid()}-{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_stale_partials(parent: Path) -> None:
+    """Removes what killed processes left half-written more than a day ago. Younger ones may be in use."""
+    for entry in parent.glob(f"{PARTIAL}*"):
+        if time.time() - entry.stat().st_mtime > STALE_PARTIAL_S:
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+
+
+def require_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Raises NoSpace, with both numbers, unless the disk under `folder` has `needed_bytes` free and 100 MB more."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    reserve = 100_000_000
+    if free < needed_bytes + reserve:
+        raise NoSpace(
+            "no_disk_space",
+            f"{purpose} needs {(needed_bytes + reserve) / 1e9:.2f} GB under {folder}, {free / 1e9:.2f} GB are free.",
+            allowed="Free some space, or move the data home (TUNEWRIGHT_HOME) to a larger disk.",
+            next='list_artifacts() and delete_artifact(artifact_id="…", confirm=true)',
+            done="Nothing was written.",
+        )

@@ -1,0 +1,196 @@
+"""Base models by name: the built-in toy, a local folder, or a Hub id; and why a name cannot be trained.
+
+Light: reads configs and tokenizers, never weights. Nothing is downloaded here but a model's small files.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunewright.pipeline import catalog, files, toy
+from tunewright.pipeline.errors import InvalidInput, NotFound, TunewrightError, Unavailable, nearest
+from tunewright.pipeline.settings import hub_endpoint
+from tunewright.pipeline.workspace import Workspace
+
+SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*"]
+HUB_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model that can be trained. `folder` holds its weights, or is None while they are only on the Hub."""
+
+    name: str
+    kind: Literal["toy", "local", "hub"]
+    folder: Path | None
+    config: dict[str, Any]
+
+    @property
+    def loadable(self) -> str:
+        """What `from_pretrained` takes."""
+        return str(self.folder) if self.folder else self.name
+
+
+def resolve(workspace: Workspace, name: str) -> Model:
+    """The model called `name`. Raises InvalidInput, NotFound or Unavailable, each saying what would work."""
+    if name == catalog.TOY:
+        return Model(
+            name, "toy", toy.prepare(workspace.home), files.read_json(toy.folder(workspace.home) / "config.json")
+        )
+    path = Path(name).expanduser()
+    if name.lower().endswith(".gguf") or (path.is_dir() and _holds_only_gguf(path)):
+        raise _not_trainable(
+            name, "is a GGUF file: quantized for serving, it holds no weights that can be trained", path.name
+        )
+    if path.is_dir():
+        return _local(path)
+    if name.startswith((".", "/", "~")):
+        raise NotFound(
+            "model_not_found", f"There is no folder {name!r}.", allowed=_what_works(workspace), next=LIST_MODELS
+        )
+    if ":" in name:
+        raise _not_trainable(name, "is an Ollama tag: Ollama holds GGUF, which serves but cannot be trained", name)
+    if name.upper().endswith("-GGUF"):
+        raise _not_trainable(name, "is a repository of GGUF files, which serve but cannot be trained", name)
+    if name.count("/") != 1:
+        known = [model.hub_id for model in catalog.KNOWN_MODELS]
+        by_tail = [hub_id for hub_id in known if hub_id.split("/")[1].lower() == name.lower()]
+        raise NotFound(
+            "model_not_found",
+            f"No model is called {name!r}.",
+            allowed=f"A Hub id is owner/name. {nearest(f'unsloth/{name}', by_tail or known)}",
+            next=LIST_MODELS,
+        )
+    return _hub(workspace, name)
+
+
+LIST_MODELS = "list_models()"
+
+
+def _holds_only_gguf(path: Path) -> bool:
+    return not (path / "config.json").exists() and any(path.glob("*.gguf"))
+
+
+def _not_trainable(name: str, why: str, tag: str) -> InvalidInput:
+    known = catalog.trainable_form(tag) or catalog.trainable_form(_as_tag(tag))
+    instead = f"Train {known.hub_id} instead" if known else "Train the model's safetensors form from the Hub instead"
+    return InvalidInput(
+        "model_not_trainable",
+        f"{name!r} {why}.",
+        allowed=f"{instead}; afterwards it goes back to Ollama as GGUF.",
+        next=f'start_finetune(dataset_id="…", model="{known.hub_id}")' if known else LIST_MODELS,
+    )
+
+
+def _as_tag(file_name: str) -> str:
+    """`Qwen3-8B-Q4_K_M.gguf` → `qwen3:8b`: how the file would be tagged in Ollama."""
+    words = file_name.split("/")[-1].lower().removesuffix(".gguf").split("-")
+    size = next((word for word in words[1:] if word[:1].isdigit() and word.endswith("b")), "")
+    return f"{words[0]}:{size}"
+
+
+def _local(path: Path) -> Model:
+    if not (path / "config.json").is_file():
+        adapter = (path / "adapter_config.json").is_file()
+        raise InvalidInput(
+            "not_a_model",
+            f"{path} has no config.json{': it is an adapter, not a base model' if adapter else ''}.",
+            allowed="A model folder holds config.json, *.safetensors and tokenizer.json.",
+            next=LIST_MODELS,
+        )
+    if not any(path.glob("*.safetensors")):
+        raise InvalidInput(
+            "no_safetensors",
+            f"{path} has no *.safetensors.",
+            allowed="Only safetensors are loaded: pickled weights (*.bin, *.pt) can run code.",
+            next=LIST_MODELS,
+        )
+    path = path.resolve()
+    return Model(str(path), "local", path, files.read_json(path / "config.json"))
+
+
+def cached_folder(hub_id: str) -> Path | None:
+    """The snapshot of a Hub model that this machine holds with weights, else None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "config.json")
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def cached_ids() -> list[str]:
+    """Hub models whose weights lie in the local cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    names = [entry.name for entry in Path(HF_HUB_CACHE).glob("models--*--*")]
+    ids = [name.removeprefix("models--").replace("--", "/", 1) for name in names]
+    return sorted(hub_id for hub_id in ids if cached_folder(hub_id))
+
+
+def _hub(workspace: Workspace, hub_id: str) -> Model:
+    folder = cached_folder(hub_id)
+    if folder:
+        return Model(hub_id, "hub", folder, files.read_json(folder / "config.json"))
+    small = _fetch_small_files(workspace, hub_id)
+    if not (small / "config.json").is_file():
+        raise InvalidInput(
+            "not_a_model", f"{hub_id} has no config.json.", allowed="It is no transformers model.", next=LIST_MODELS
+        )
+    return Model(hub_id, "hub", None, files.read_json(small / "config.json"))
+
+
+def _fetch_small_files(workspace: Workspace, hub_id: str) -> Path:
+    """Downloads a Hub model's config, tokenizer and template into the Hub's cache; returns the snapshot's folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(
+            snapshot_download(hub_id, allow_patterns=SMALL_FILES, endpoint=hub_endpoint(), etag_timeout=HUB_TIMEOUT_S)
+        )
+    except RepositoryNotFoundError as error:
+        known = [model.hub_id for model in catalog.KNOWN_MODELS]
+        raise NotFound(
+            "model_not_found",
+            f"The Hub has no model {hub_id!r}, or it is private or gated and the token in use cannot see it.",
+            allowed=nearest(hub_id, known),
+            next=LIST_MODELS,
+        ) from error
+    except HFValidationError as error:
+        raise InvalidInput("model_not_found", f"{hub_id!r} is no valid Hub id.", next=LIST_MODELS) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise unreachable(workspace, hub_id) from error
+
+
+def unreachable(workspace: Workspace, hub_id: str) -> TunewrightError:
+    """The error for a Hub model that is neither cached nor downloadable."""
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return Unavailable(
+        "model_not_downloadable",
+        f"{hub_id!r} is not cached on this machine and {hub_endpoint()} cannot be reached{offline}.",
+        allowed=_what_works(workspace),
+        next='list_models(fits_only=true) or start_finetune(dataset_id="…", model="toy")',
+    )
+
+
+def _what_works(workspace: Workspace) -> str:
+    cached = cached_ids()
+    here = f"Cached here: {', '.join(cached[:5])}." if cached else "No Hub model is cached here."
+    return (
+        f"{here} Also works: the built-in model 'toy', the path of a local folder with config.json and safetensors, "
+        "or a mirror named in HF_ENDPOINT."
+    )
+
+
+def tokenizer_folder(workspace: Workspace, name: str) -> Path:
+    """A folder with the tokenizer and chat template of the model called `name`. Raises as `resolve`."""
+    model = resolve(workspace, name)
+    return model.folder or _fetch_small_files(workspace, model.name)

@@ -1,0 +1,70 @@
+"""Where things lie and how this machine is set up. Read from the environment when asked, never at import."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """The data home: one folder that holds everything Tunewright writes (see README, "Data home")."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path | str | None = None) -> "Home":
+        """The home at `root`, else at `TUNEWRIGHT_HOME`, else `~/.tunewright`. Makes its folders, mode 0700."""
+        path = Path(root or os.environ.get("TUNEWRIGHT_HOME") or "~/.tunewright").expanduser().absolute()
+        home = cls(path)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+        for folder in (home.datasets, home.jobs, home.adapters, home.exports, home.models, home.cache):
+            folder.mkdir(exist_ok=True)
+        return home
+
+    @property
+    def database(self) -> Path:
+        return self.root / "tunewright.db"
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def exports(self) -> Path:
+        return self.root / "exports"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+
+def ollama_host() -> str:
+    """Base URL of the Ollama server: `OLLAMA_HOST` with Ollama's own defaults filled in."""
+    host = os.environ.get("OLLAMA_HOST", "").strip() or "127.0.0.1:11434"
+    if "://" not in host:
+        host = f"http://{host}"
+    scheme, _, rest = host.partition("://")
+    authority, slash, path = rest.rstrip("/").partition("/")
+    name, colon, port = authority.rpartition(":")
+    if not colon or not port.isdigit():
+        name, port = authority, "443" if scheme == "https" else "11434"
+    # A server told to listen everywhere is reached at the loopback address.
+    return f"{scheme}://{'127.0.0.1' if name in ('0.0.0.0', '') else name}:{port}{slash}{path}"
+
+
+def hub_endpoint() -> str:
+    """Base URL of the Hub or of the mirror that `HF_ENDPOINT` names."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"

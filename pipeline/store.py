@@ -1,0 +1,225 @@
+"""The store: jobs, their events and metrics, and artifacts, in one SQLite file shared by every process of a home.
+
+Guarantees: every change is one transaction; readers never wait for writers (WAL); a process killed at any moment
+leaves the last whole transaction. Does not guarantee that a file named in a row still exists.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunewright.pipeline.errors import InvalidInput, NotFound, call, nearest
+from tunewright.pipeline.ids import PREFIX
+
+# Each entry brings the schema from its index to the next version; entries are only ever added.
+MIGRATIONS = [
+    """
+    CREATE TABLE jobs (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,      -- submission order, the order of the queue
+        id TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        state TEXT NOT NULL,
+        needs_device INTEGER NOT NULL,
+        spec TEXT NOT NULL,                         -- JSON: the arguments of the work
+        created_at REAL NOT NULL,
+        started_at REAL,
+        ended_at REAL,
+        pid INTEGER,                                -- the worker, with its start time against reused pids
+        pid_started REAL,
+        restarts INTEGER NOT NULL DEFAULT 0,        -- automatic ones, at most jobs.MAX_RESTARTS
+        cancel TEXT,                                -- 'keep' or 'discard' once asked for
+        progress TEXT,                              -- JSON
+        result TEXT,                                -- JSON
+        error TEXT                                  -- JSON, TunewrightError.to_dict
+    );
+    CREATE INDEX jobs_state ON jobs(state);
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        job_id TEXT NOT NULL,
+        at REAL NOT NULL,
+        level TEXT NOT NULL,                        -- info, warning, error
+        code TEXT NOT NULL,
+        message TEXT NOT NULL
+    );
+    CREATE INDEX events_job ON events(job_id);
+    CREATE TABLE metrics (
+        job_id TEXT NOT NULL,
+        split TEXT NOT NULL,                        -- train or eval
+        step INTEGER NOT NULL,
+        at REAL NOT NULL,
+        numbers TEXT NOT NULL,                      -- JSON: loss, learning_rate, tokens_per_s, …
+        PRIMARY KEY (job_id, split, step)           -- a step done again after a resume replaces itself
+    ) WITHOUT ROWID;
+    CREATE TABLE artifacts (
+        id TEXT PRIMARY KEY,
+        kind TEXT NOT NULL,                         -- dataset, adapter, export, publication
+        name TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        job_id TEXT,                                -- the job that made it
+        parents TEXT NOT NULL,                      -- JSON list of the ids that it needs or came from
+        document TEXT NOT NULL                      -- JSON: everything else, by kind
+    );
+    CREATE INDEX artifacts_kind ON artifacts(kind, created_at);
+    """,
+]
+BUSY_TIMEOUT_S = 30
+JSON_COLUMNS = {"spec", "progress", "result", "error", "numbers", "parents", "document"}
+
+Row = dict[str, Any]
+
+
+def _decode(row: sqlite3.Row) -> Row:
+    decoded: Row = dict(row)
+    for column in JSON_COLUMNS & decoded.keys():
+        if decoded[column] is not None:
+            decoded[column] = json.loads(decoded[column])
+    return decoded
+
+
+class Store:
+    """One per process; safe to use from any thread (each has its own connection)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._migrate()
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA journal_mode=WAL")
+            # In WAL mode NORMAL loses no consistency; a power cut may lose the last transactions, a kill none.
+            connection.execute("PRAGMA synchronous=NORMAL")
+            self._local.connection = connection
+        return connection
+
+    def close(self) -> None:
+        """Closes this thread's connection; another thread's closes when the thread ends."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
+
+    def _migrate(self) -> None:
+        with self.transaction() as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(MIGRATIONS):
+                raise InvalidInput(
+                    "home_too_new",
+                    f"The data home's schema is version {version}, this Tunewright knows up to {len(MIGRATIONS)}.",
+                    allowed="Update Tunewright, or use another data home (TUNEWRIGHT_HOME).",
+                )
+            for number in range(version, len(MIGRATIONS)):
+                # executescript would commit the transaction first.
+                for statement in MIGRATIONS[number].split(";\n"):
+                    if statement.strip():
+                        db.execute(statement)
+                db.execute(f"PRAGMA user_version={number + 1}")
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection]:
+        """A write transaction: all of the block or nothing. Not to be nested."""
+        db = self._connection()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+
+    def rows(self, sql: str, *values: Any) -> list[Row]:
+        """The rows of a query, JSON columns decoded."""
+        return [_decode(row) for row in self._connection().execute(sql, values)]
+
+    def execute(self, sql: str, *values: Any) -> int:
+        """Runs one statement in its own transaction; returns the number of rows changed."""
+        with self.transaction() as db:
+            return db.execute(sql, values).rowcount
+
+    # Events and metrics
+
+    def add_event(self, job_id: str, level: str, code: str, message: str) -> None:
+        self.execute(
+            "INSERT INTO events(job_id, at, level, code, message) VALUES (?,?,?,?,?)",
+            job_id, time.time(), level, code, message,
+        )  # fmt: skip
+
+    def events(self, job_id: str, limit: int = 50) -> list[Row]:
+        """The last `limit` events of a job, oldest first."""
+        return self.rows("SELECT * FROM events WHERE job_id=? ORDER BY id DESC LIMIT ?", job_id, limit)[::-1]
+
+    def add_metric(self, job_id: str, split: str, step: int, numbers: dict[str, float]) -> None:
+        """Stores the numbers of one step; a step that was there already is replaced."""
+        self.execute(
+            "INSERT OR REPLACE INTO metrics(job_id, split, step, at, numbers) VALUES (?,?,?,?,?)",
+            job_id, split, step, time.time(), json.dumps(numbers),
+        )  # fmt: skip
+
+    def metrics(self, job_id: str, split: str | None = None) -> list[Row]:
+        """A job's metrics by step: `step`, `split`, `at` and `numbers`."""
+        return self.rows(
+            "SELECT * FROM metrics WHERE job_id=? AND (?2 IS NULL OR split=?2) ORDER BY step, split", job_id, split
+        )
+
+    # Artifacts
+
+    def add_artifact(
+        self, id: str, kind: str, name: str, document: Row, *, parents: list[str], job_id: str | None = None
+    ) -> None:
+        self.execute(
+            "INSERT INTO artifacts(id, kind, name, created_at, job_id, parents, document) VALUES (?,?,?,?,?,?,?)",
+            id, kind, name, time.time(), job_id, json.dumps(parents), json.dumps(document),
+        )  # fmt: skip
+
+    def artifact(self, id: str, *kinds: str) -> Row:
+        """The artifact with this id or unique prefix, of one of `kinds` where given. Raises NotFound, InvalidInput."""
+        found = self._by_id("artifacts", id, "list_artifacts()")
+        if kinds and found["kind"] not in kinds:
+            raise InvalidInput(
+                "wrong_kind",
+                f"{found['id']} is a {found['kind']}.",
+                allowed=f"Expected: {' or '.join(kinds)}, an id that begins with "
+                f"{' or '.join(PREFIX[kind] + '-' for kind in kinds)}.",
+                next=call("list_artifacts", kind=kinds[0]),
+            )
+        return found
+
+    def artifacts(self, kind: str | None = None, limit: int = 1000, offset: int = 0) -> list[Row]:
+        """Artifacts, newest first."""
+        return self.rows(
+            "SELECT * FROM artifacts WHERE (?1 IS NULL OR kind=?1) ORDER BY created_at DESC LIMIT ?2 OFFSET ?3",
+            kind, limit, offset,
+        )  # fmt: skip
+
+    def children(self, id: str) -> list[Row]:
+        """The artifacts that name `id` among their parents."""
+        return self.rows(
+            "SELECT * FROM artifacts WHERE EXISTS (SELECT 1 FROM json_each(parents) WHERE json_each.value=?)", id
+        )
+
+    def job(self, id: str) -> Row:
+        """The job with this id or unique prefix. Raises NotFound, InvalidInput."""
+        return self._by_id("jobs", id, "get_status()")
+
+    def _by_id(self, table: str, id: str, listing: str) -> Row:
+        found = self.rows(f"SELECT * FROM {table} WHERE id=?", id)
+        if not found and id:
+            found = self.rows(f"SELECT * FROM {table} WHERE substr(id, 1, ?)=?", len(id), id)
+        if len(found) == 1:
+            return found[0]
+        what = "job" if table == "jobs" else "artifact"
+        if found:
+            ids = ", ".join(row["id"] for row in found[:8])
+            raise InvalidInput(
+                "ambiguous_id", f"{len(found)} {what}s begin with {id!r}.", allowed=f"They are: {ids}.", next=listing
+            )
+        known = [row["id"] for row in self.rows(f"SELECT id FROM {table} ORDER BY created_at DESC LIMIT 500")]
+        raise NotFound(f"{what}_not_found", f"No {what} has the id {id!r}.", allowed=nearest(id, known), next=listing)

@@ -1,0 +1,1 @@
+"""Training: the arguments and their checks (light), and the run itself (heavy, in a worker)."""

@@ -1,0 +1,139 @@
+"""The worker runs one job to a terminal state: `python -P -m tunewright.pipeline.worker --home H --job J`.
+
+Waits for the device before it imports anything heavy. Whatever a stage raises becomes the job's terminal state; only a
+kill leaves a job without one, and `jobs.reconcile` finds that.
+"""
+
+import argparse
+import errno
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from tunewright.pipeline import jobs, lease
+from tunewright.pipeline.context import JobContext
+from tunewright.pipeline.errors import Cancelled, TunewrightError, call
+from tunewright.pipeline.jobs import State
+from tunewright.pipeline.workspace import Workspace
+
+# The server's answers come first where both share two cores.
+NICENESS = 5
+
+
+def stage(kind: str) -> Callable[[JobContext], dict[str, Any]]:
+    """The function that does the work of a kind of job. Imports it, which for most takes seconds."""
+    match kind:
+        case "finetune":
+            from tunewright.pipeline.training import finetune
+
+            return finetune.run
+        case "export":
+            from tunewright.pipeline.exporting import export
+
+            return export.run
+        case "publish_ollama":
+            from tunewright.pipeline.publishing import ollama
+
+            return ollama.run
+        case "publish_hub":
+            from tunewright.pipeline.publishing import hub
+
+            return hub.run
+        case _:
+            raise ValueError(f"unknown kind of job: {kind}")
+
+
+def run_job(workspace: Workspace, job_id: str) -> State:
+    """Runs the job in this process; returns the terminal state it stored."""
+    context = JobContext.of(workspace, job_id)
+    row = workspace.store.job(job_id)
+    try:
+        device = lease.hold_device(workspace, job_id, context.check_cancelled) if row["needs_device"] else nullcontext()
+        with device as held:
+            context.check_cancelled()
+            if held is not None:
+                held.make_visible()
+            if not jobs.move(workspace, job_id, (State.QUEUED,), State.RUNNING, started_at=time.time()):
+                return State(workspace.store.job(job_id)["state"])
+            context.progress("starting")
+            context.event("info", "started", f"Running on {held.name}." if held else "Running.")
+            result = stage(row["kind"])(context)
+        return _end(context, State.SUCCEEDED, result=result)
+    except Cancelled:
+        if context.cancel_wish == "discard":
+            shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+        return _end(context, State.CANCELLED)
+    except TunewrightError as error:
+        return _end(context, State.FAILED, error=error.to_dict())
+    except BaseException as error:  # noqa: BLE001 - the top of the worker: anything else would leave the job without an end
+        traceback.print_exc()
+        return _end(context, State.FAILED, error=_describe(context, error))
+
+
+def _end(
+    context: JobContext, state: State, *, result: dict[str, Any] | None = None, error: dict[str, str] | None = None
+) -> State:
+    columns: dict[str, Any] = {"ended_at": time.time()}
+    if result is not None:
+        columns["result"] = json.dumps(result)
+    if error is not None:
+        columns["error"] = json.dumps(error)
+    jobs.move(context.workspace, context.job_id, jobs.ACTIVE, state, **columns)
+    message = f"{error['code']}: {error['what']}" if error else f"Job {state}."
+    context.event("error" if error else "info", str(state), message)
+    return state
+
+
+def _describe(context: JobContext, error: BaseException) -> dict[str, str]:
+    """An unforeseen failure in the form of a foreseen one: its kind, its last line, and where the rest stands."""
+    log = jobs.log_path(context.workspace, context.job_id)
+    text = (str(error).strip().splitlines() or ["no message"])[-1][:400]
+    code, hint, retry = "internal_error", f"The traceback stands in {log}.", ""
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        code = "out_of_memory"
+        hint = (
+            "Lower batch_size (and raise gradient_accumulation alike), max_seq_length or lora_rank; load_in_4bit=true."
+        )
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code, hint = "no_disk_space", "Free some space; list_artifacts() shows what is there."
+        retry = call("resume_job", job_id=context.job_id)
+    return {
+        "code": code,
+        "what": f"{type(error).__name__}: {text}",
+        "allowed": hint,
+        "next": retry or call("get_status", job_id=context.job_id, detail="detailed"),
+        "done": "Nothing half-made was kept; checkpoints are.",
+    }
+
+
+def start_inline(workspace: Workspace, job_id: str) -> int:
+    """Runs the job in a thread of this process; returns this process's pid."""
+    threading.Thread(target=run_job, args=(workspace, job_id), name=job_id, daemon=True).start()
+    return os.getpid()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tunewright-worker")
+    parser.add_argument("--home", required=True)
+    parser.add_argument("--job", required=True)
+    arguments = parser.parse_args()
+    workspace = Workspace.open(arguments.home)
+    # Whoever started this worker holds the lock until its pid is stored. A pid that is not ours: it died before that,
+    # and another worker was, or will be, started for the job.
+    with jobs.spawn_lock(workspace):
+        if workspace.store.job(arguments.job)["pid"] != os.getpid():
+            return
+    os.nice(NICENESS)
+    state = run_job(workspace, arguments.job)
+    sys.exit(0 if state == State.SUCCEEDED else 1)
+
+
+if __name__ == "__main__":
+    main()

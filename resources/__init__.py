@@ -1,0 +1,1 @@
+"""What the agent reads: jobs with their metrics, log and loss curve, and the documents of artifacts."""

@@ -1,0 +1,57 @@
+"""tw://environment, tw://jobs and what lies below."""
+
+import json
+from typing import Any
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ResourceNotFoundError
+
+from tunewright.pipeline import environment, jobs, plots, status
+from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.store import Row
+from tunewright.pipeline.workspace import Workspace
+
+MAX_TAIL_LINES = 2000
+
+
+def register(server: MCPServer[Any], workspace: Workspace) -> None:
+    """Adds these resources to the server."""
+
+    @server.resource("tw://environment", mime_type="application/json", description="What this machine is.")
+    def environment_resource() -> str:
+        return json.dumps(environment.check(workspace), indent=2)
+
+    @server.resource("tw://jobs", mime_type="application/json", description="The last twenty jobs.")
+    def jobs_resource() -> str:
+        return json.dumps([status.summarise(row) for row in jobs.newest(workspace)], indent=2)
+
+    @server.resource("tw://jobs/{job_id}", mime_type="application/json", description="One job with its curves.")
+    def job_resource(job_id: str) -> str:
+        return json.dumps(status.describe(workspace, _job(workspace, job_id), events=50), indent=2)
+
+    @server.resource("tw://jobs/{job_id}/metrics", mime_type="application/json", description="Every stored step.")
+    def metrics_resource(job_id: str) -> str:
+        rows = workspace.store.metrics(_job(workspace, job_id)["id"])
+        return json.dumps([{"split": r["split"], "step": r["step"], **r["numbers"]} for r in rows])
+
+    @server.resource("tw://jobs/{job_id}/log{?tail}", mime_type="text/plain", description="The worker's log, its end.")
+    def log_resource(job_id: str, tail: int = 200) -> str:
+        path = jobs.log_path(workspace, _job(workspace, job_id)["id"])
+        if not path.exists():
+            return ""
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-max(1, min(tail, MAX_TAIL_LINES)) :])
+
+    @server.resource("tw://jobs/{job_id}/loss.png", mime_type="image/png", description="The loss curve.")
+    def loss_resource(job_id: str) -> bytes:
+        try:
+            return plots.loss_png(workspace, job_id)
+        except TunewrightError as error:
+            raise ResourceNotFoundError(str(error)) from error
+
+
+def _job(workspace: Workspace, job_id: str) -> Row:
+    try:
+        return workspace.store.job(job_id)
+    except TunewrightError as error:
+        raise ResourceNotFoundError(str(error)) from error

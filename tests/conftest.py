@@ -1,0 +1,104 @@
+"""What every test may ask for: a workspace, the toy with and without its weights, another Python, waiting."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tunewright.pipeline import toy
+from tunewright.pipeline.settings import Home
+from tunewright.pipeline.workspace import Workspace
+
+REPOSITORY = Path(__file__).parents[1]
+TOY_TIMEOUT_S = 600
+PYTHON_TIMEOUT_S = 120
+POLL_S = 0.02
+
+Eventually = Callable[..., None]
+RunPython = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def no_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches the Hub, an Ollama server, a GPU or the caller's own data home unless it says so itself."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("TUNEWRIGHT_HOME", "HF_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
+    opened = Workspace.open(tmp_path / "home")
+    yield opened
+    opened.store.close()
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy's tokenizer, template and config, without weights: made in a moment."""
+    return toy.prepare(Home.open(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture(scope="session")
+def trained_toy() -> Path:
+    """The toy's folder with weights. Trained once per clone (about a minute) and kept under `.cache/`."""
+    home = Home.open(REPOSITORY / ".cache" / "test-home")
+    if not toy.is_trained(home):
+        code = (
+            "import sys; from tunewright.pipeline.settings import Home; from tunewright.pipeline.toy import weights; "
+            "weights.ensure(Home.open(sys.argv[1]), lambda done, total: None)"
+        )
+        command = [sys.executable, "-P", "-c", code, str(home.root)]
+        subprocess.run(command, check=True, timeout=TOY_TIMEOUT_S, stdout=subprocess.DEVNULL)
+    return toy.folder(home)
+
+
+@pytest.fixture
+def toy_workspace(workspace: Workspace, trained_toy: Path) -> Workspace:
+    """A workspace whose home has the trained toy."""
+
+    def link_or_copy(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:  # another disk
+            shutil.copyfile(source, target)
+
+    shutil.copytree(trained_toy, toy.folder(workspace.home), copy_function=link_or_copy)
+    return workspace
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """`eventually(condition, timeout_s=20)` returns as soon as `condition()` is true and fails when it never is."""
+
+    def wait(condition: Callable[[], object], timeout_s: float = 20) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {timeout_s} s")
+            time.sleep(POLL_S)
+
+    return wait
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> RunPython:
+    """`run_python(code, *arguments, **env)`: what `code` prints in a Python of its own, as a worker would be started."""
+
+    def run(code: str, *arguments: object, **env: str) -> str:
+        finished = subprocess.run(
+            [sys.executable, "-P", "-c", code, *map(str, arguments)],
+            capture_output=True, encoding="utf-8", timeout=PYTHON_TIMEOUT_S, cwd=tmp_path,
+            env={**os.environ, "HF_HOME": str(tmp_path / "hf"), **env},
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    return run

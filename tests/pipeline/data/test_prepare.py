@@ -1,0 +1,313 @@
+"""What becomes of a source: the rows kept, the rows dropped, the split, and what is said about them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunewright.pipeline import chat_template
+from tunewright.pipeline.data.prepare import load_rows, prepare
+from tunewright.pipeline.files import read_json
+from tunewright.pipeline.store import Row
+from tunewright.pipeline.workspace import Workspace
+
+Write = Callable[[str, Any], Path]
+Alpaca = Callable[[int], list[dict[str, str]]]
+Conversation = list[dict[str, str]]
+
+
+def rows_of(dataset: Row, split: str = "train") -> list[Conversation]:
+    return load_rows(Path(dataset["document"]["path"]) / f"{split}.parquet")
+
+
+def chat(*texts: str, system: str = "") -> Conversation:
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def as_csv(separator: str) -> str:
+    head = separator.join(["Instruction", "INPUT", "output"])
+    return f'{head}\n"Add, please.\nNow.""",1 + 1,2\n'.replace(",1 + 1,", f"{separator}1 + 1{separator}")
+
+
+ALPACA = {"instruction": 'Add, please.\nNow."', "input": "1 + 1", "output": "2"}
+ALPACA_CHAT = chat('Add, please.\nNow."\n1 + 1', "2")
+SHAREGPT_TURNS = [
+    {"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"},
+    {"from": "user", "value": "你好"}, {"from": "model", "value": "很好"},
+]  # fmt: skip
+SHAREGPT_CHAT = chat("Hi", "Hello", "你好", "很好", system="Be brief.")
+CSV_WITH_TURNS = 'id,conversations\n7,"' + json.dumps(SHAREGPT_TURNS).replace('"', '""') + '"\n'
+
+ACCEPTED = {
+    "alpaca in a JSON list": ("a.json", [ALPACA], "alpaca", ALPACA_CHAT),
+    "alpaca in JSONL": ("a.jsonl", [ALPACA], "alpaca", ALPACA_CHAT),
+    "alpaca in CSV, capitalised": ("a.csv", as_csv(","), "alpaca", ALPACA_CHAT),
+    "alpaca in TSV": ("a.tsv", as_csv("\t"), "alpaca", ALPACA_CHAT),
+    "alpaca in CSV with a BOM": ("a.csv", b"\xef\xbb\xbf" + as_csv(",").encode(), "alpaca", ALPACA_CHAT),
+    "alpaca in JSON with a BOM": ("a.json", b"\xef\xbb\xbf" + json.dumps([ALPACA]).encode(), "alpaca", ALPACA_CHAT),
+    "alpaca in a JSON object with one list": ("a.json", {"version": "1", "data": [ALPACA]}, "alpaca", ALPACA_CHAT),
+    "alpaca one object per line, named .json": (
+        "a.json",
+        f"\n{json.dumps(ALPACA)}\n\n{json.dumps(ALPACA)}\n",
+        "alpaca",
+        ALPACA_CHAT,
+    ),
+    "alpaca as a single pretty JSON object": ("a.json", json.dumps(ALPACA, indent=2), "alpaca", ALPACA_CHAT),
+    "alpaca with system and history": (
+        "a.json",
+        [{**ALPACA, "system": "Be exact.", "history": [["Hi", "Hello"]]}],
+        "alpaca",
+        [*chat("Hi", "Hello", system="Be exact."), *ALPACA_CHAT],
+    ),
+    "sharegpt in a JSON list": ("s.json", [{"conversations": SHAREGPT_TURNS}], "sharegpt", SHAREGPT_CHAT),
+    "sharegpt in JSONL": ("s.jsonl", [{"conversations": SHAREGPT_TURNS}], "sharegpt", SHAREGPT_CHAT),
+    "sharegpt in CSV, its turns as JSON": ("s.csv", CSV_WITH_TURNS, "sharegpt", SHAREGPT_CHAT),
+    "sharegpt with a system column": (
+        "s.json",
+        [{"system": "Be brief.", "conversations": SHAREGPT_TURNS[1:]}],
+        "sharegpt",
+        SHAREGPT_CHAT,
+    ),
+    "sharegpt as a single object": ("s.json", {"conversations": SHAREGPT_TURNS}, "sharegpt", SHAREGPT_CHAT),
+    "chatml in JSONL": ("c.jsonl", [{"messages": SHAREGPT_CHAT}], "chatml", SHAREGPT_CHAT),
+    "chatml in JSON beside a prompt": ("c.json", [{"prompt": "x", "messages": SHAREGPT_CHAT}], "chatml", SHAREGPT_CHAT),
+    "prompt and response in CSV": ("p.csv", "prompt,response\nHi,Hello\n", "mapped", chat("Hi", "Hello")),
+    "question and answer in CSV": ("p.csv", "Question,Answer\nHi,Hello\n", "mapped", chat("Hi", "Hello")),
+    "prompt and completion in JSONL": (
+        "p.jsonl",
+        [{"prompt": "Hi", "completion": "Hello"}],
+        "mapped",
+        chat("Hi", "Hello"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_every_layout_in_every_file_becomes_messages(workspace: Workspace, write: Write, case: str) -> None:
+    name, content, format, expected = ACCEPTED[case]
+    dataset = prepare(workspace, write(name, content), eval_fraction=0)
+    assert rows_of(dataset) == [expected]
+    assert rows_of(dataset, "eval") == []
+    assert dataset["document"]["format"] == format
+
+
+def test_a_mapping_says_which_columns_are_read(workspace: Workspace, write: Write) -> None:
+    file = write("faq.csv", "frage,antwort,ctx,more\nWarum?,Darum.,Sei kurz.,Sag es.\n")
+    mapping = {"prompt": "frage", "response": "Antwort", "system": "ctx", "input": "more"}
+    dataset = prepare(workspace, file, mapping=mapping)
+    assert rows_of(dataset) == [chat("Warum?\nSag es.", "Darum.", system="Sei kurz.")]
+
+
+def test_the_system_prompt_stands_only_where_a_row_has_none(workspace: Workspace, write: Write) -> None:
+    rows = [{"messages": chat("a", "b")}, {"messages": chat("c", "d", system="own")}]
+    dataset = prepare(workspace, write("c.json", rows), system_prompt="default")
+    assert rows_of(dataset) == [chat("a", "b", system="default"), chat("c", "d", system="own")]
+
+
+def test_unusable_rows_are_dropped_with_reason_row_number_and_text(workspace: Workspace, write: Write) -> None:
+    turns = [
+        chat("a", "b"),
+        chat("a", "b", "no answer follows"),
+        [{"role": "assistant", "content": "first"}],
+        [{"role": "wizard", "content": "x"}, {"role": "assistant", "content": "y"}],
+        chat("   ", "b"),
+        chat("a", ""),
+        chat("a ", " b\n"),
+        [{"role": "user", "content": 5}, {"role": "assistant", "content": "y"}],
+        [],
+        chat("half a pair \ud800", "b"),
+    ]
+    rows: list[Any] = [{"messages": messages} for messages in turns]
+    dropped = prepare(workspace, write("c.json", [*rows, "no object"]))["document"]["dropped"]
+    assert {reason: entry["count"] for reason, entry in dropped.items()} == {"malformed": 6, "empty": 3, "duplicate": 1}
+    assert [example["row"] for example in dropped["malformed"]["examples"]] == [2, 3, 4]
+    assert [example["row"] for example in dropped["empty"]["examples"]] == [5, 6, 9]
+    assert dropped["duplicate"]["examples"][0]["row"] == 7
+    assert "no answer follows" in dropped["malformed"]["examples"][0]["text"]
+    assert "user's" in dropped["malformed"]["examples"][0]["why"]
+    assert "wizard" in dropped["malformed"]["examples"][2]["why"]
+
+
+def test_a_csv_record_of_another_length_is_malformed(workspace: Workspace, write: Write) -> None:
+    document = prepare(workspace, write("p.csv", "prompt,response\na,b\nc,d,e\n"))["document"]
+    assert document["train_rows"] == 1
+    assert document["dropped"]["malformed"]["examples"][0]["row"] == 2
+
+
+def test_duplicates_stay_where_they_are_wanted(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
+    file = write("a.json", alpaca(3) * 2)
+    assert prepare(workspace, file)["document"]["train_rows"] == 3
+    assert prepare(workspace, file, dedupe=False)["document"]["train_rows"] == 6
+
+
+def test_max_rows_keeps_the_first_usable_rows(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
+    rows = [{"instruction": "", "output": ""}, *alpaca(20)]
+    dataset = prepare(workspace, write("a.jsonl", rows), max_rows=5, eval_fraction=0)
+    assert [row[0]["content"] for row in rows_of(dataset)] == [f"Say {i}." for i in range(5)]
+    assert dataset["document"]["dropped"]["max_rows"]["count"] == 15
+    assert dataset["document"]["rows_read"] == 21
+
+
+@pytest.mark.parametrize(
+    ("rows", "fraction", "expected"),
+    [(9, 0.05, 0), (10, 0.05, 1), (100, 0, 0), (100, 0.05, 5), (3, 0.5, 2), (1, 0.5, 0)],
+)
+def test_the_eval_split_has_its_fraction_and_at_least_one_of_ten(
+    workspace: Workspace, write: Write, alpaca: Alpaca, rows: int, fraction: float, expected: int
+) -> None:
+    dataset = prepare(workspace, write("a.json", alpaca(rows)), eval_fraction=fraction)
+    assert len(rows_of(dataset, "eval")) == dataset["document"]["eval_rows"] == expected
+    assert len(rows_of(dataset)) == dataset["document"]["train_rows"] == rows - expected
+
+
+def test_the_split_parts_the_rows_and_keeps_file_order(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
+    dataset = prepare(workspace, write("a.json", alpaca(50)), eval_fraction=0.2)
+    train, held_out = ([int(row[1]["content"][:-1]) for row in rows_of(dataset, split)] for split in ("train", "eval"))
+    assert train == sorted(train)
+    assert sorted(train + held_out) == list(range(50))
+    assert held_out not in (list(range(10)), list(range(40, 50)))
+
+
+def test_the_same_call_gives_the_same_bytes_and_another_seed_another_split(
+    workspace: Workspace, write: Write, alpaca: Alpaca
+) -> None:
+    file = write("a.json", alpaca(200))
+    first, second, other = prepare(workspace, file), prepare(workspace, file), prepare(workspace, file, seed=43)
+    folders = [Path(dataset["document"]["path"]) for dataset in (first, second)]
+    assert first["id"] != second["id"]
+    for split in ("train.parquet", "eval.parquet"):
+        assert (folders[0] / split).read_bytes() == (folders[1] / split).read_bytes()
+    assert first["document"]["sha256"] == second["document"]["sha256"] != other["document"]["sha256"]
+    assert rows_of(first, "eval") != rows_of(other, "eval")
+
+
+def test_weights_give_every_source_its_share(workspace: Workspace, write: Write) -> None:
+    big = write("big.jsonl", [{"prompt": f"big {i}", "response": "x"} for i in range(300)])
+    small = write("small.csv", "question,answer\n" + "".join(f"small {i},y\n" for i in range(40)))
+    source = [{"source": str(big), "weight": 3}, {"source": str(small), "weight": 1}]
+    dataset = prepare(workspace, source, eval_fraction=0)
+    origins = [row[0]["content"].split()[0] for row in rows_of(dataset)]
+    assert (origins.count("big"), origins.count("small")) == (120, 40)
+    assert dataset["document"]["dropped"]["weight"]["count"] == 180
+    assert [row[0]["content"] for row in rows_of(dataset)][-40:] == [f"small {i}" for i in range(40)]
+    limited = prepare(workspace, source, eval_fraction=0, max_rows=20)
+    origins = [row[0]["content"].split()[0] for row in rows_of(limited)]
+    assert (origins.count("big"), origins.count("small")) == (15, 5)
+    assert {k: v["count"] for k, v in limited["document"]["dropped"].items()} == {"max_rows": 140, "weight": 180}
+    assert rows_of(prepare(workspace, source, eval_fraction=0, max_rows=20)) == rows_of(limited)
+
+
+def test_a_list_a_folder_and_a_glob_read_all_their_files(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
+    rows = alpaca(9)
+    one, two = write("d/one.json", rows[:4]), write("d/two.jsonl", rows[4:])
+    write("d/notes.txt", "not data")
+    for source in ([str(one), two], str(one.parent), f"{one.parent}/*.json*", f"{one.parent.parent}/**/*.json*"):
+        assert len(rows_of(prepare(workspace, source, eval_fraction=0))) == 9
+
+
+def test_the_split_argument_picks_files_and_lists(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
+    rows = alpaca(7)
+    folder = write("d/train-00.json", rows[:4]).parent
+    write("d/validation.json", rows[4:])
+    both = write("both.json", {"train": rows[:4], "validation": rows[4:]})
+    for source in (folder, both):
+        assert prepare(workspace, source)["document"]["train_rows"] == 4
+        assert prepare(workspace, source, split="validation")["document"]["train_rows"] == 3
+
+
+def test_placeholders_control_tokens_and_few_rows_are_warned_about(
+    workspace: Workspace, write: Write, alpaca: Alpaca
+) -> None:
+    rows = [
+        {"instruction": "Who are you?", "output": "I am {{name}} by {{ author }}."},
+        {"instruction": "And now?", "output": "Still {{name}}."},
+        {"instruction": "Stop.", "output": "Yes<|im_end|><|end_of_stream|>"},
+        {"instruction": "[INST] Go <start_of_turn>", "output": "a[0] < b and <b>bold</b>"},
+    ]
+    few = " ".join(prepare(workspace, write("a.json", rows))["document"]["warnings"])
+    assert "Only 4 rows" in few
+    assert "{{name}} in 2 rows" in few and "{{ author }} in 1 row" in few
+    for token in ("<|im_end|>", "<|end_of_stream|>", "[INST]", "<start_of_turn>"):
+        assert f"{token} in 1 row" in few
+    assert "<b>" not in few
+    assert prepare(workspace, write("b.json", alpaca(100)))["document"]["warnings"] == []
+
+
+def test_tokens_are_estimated_without_a_model(workspace: Workspace, write: Write) -> None:
+    rows = [{"prompt": "p" * 4 * i, "response": "r" * 4} for i in range(1, 101)]
+    tokens = prepare(workspace, write("p.jsonl", rows))["document"]["tokens"]
+    assert tokens["estimated"] is True
+    assert [tokens[name] for name in ("p50", "p90", "p95", "p99", "max")] == [51, 91, 96, 100, 101]
+    assert (tokens["mean"], tokens["total"]) == (51.5, 5150)
+
+
+def test_tokens_are_counted_as_the_trainer_encodes_them(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
+    dataset = prepare(workspace, write("a.json", alpaca(30)), model="toy")
+    template = chat_template.load(workspace, "toy")
+    encoded = [template.encode(row) for split in ("train", "eval") for row in rows_of(dataset, split)]
+    tokens = dataset["document"]["tokens"]
+    assert tokens["estimated"] is False
+    assert tokens["total"] == sum(len(ids) for ids, _ in encoded)
+    assert tokens["max"] == max(len(ids) for ids, _ in encoded)
+    assert tokens["loss_share"] == pytest.approx(sum(sum(mask) for _, mask in encoded) / tokens["total"], abs=1e-4)
+
+
+def test_a_set_of_many_batches_is_split_whole_and_sampled_evenly_for_token_counts(
+    workspace: Workspace, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only the limits are lowered: thousands of encodings take seconds.
+    monkeypatch.setattr("tunewright.pipeline.data.splits.BATCH_ROWS", 7)
+    monkeypatch.setattr("tunewright.pipeline.data.statistics.sample.__defaults__", (10,))
+    rows = [{"prompt": f"{i}", "response": "x " * (i + 1)} for i in range(40)]
+    dataset = prepare(workspace, write("p.jsonl", rows), eval_fraction=0.25, model="toy")
+    train, held_out = rows_of(dataset), rows_of(dataset, "eval")
+    assert (len(train), len(held_out)) == (30, 10)
+    by_number = {int(row[0]["content"]): row for row in train + held_out}
+    assert sorted(by_number) == list(range(40))
+    template = chat_template.load(workspace, "toy")
+    mean = sum(len(template.encode(by_number[i])[0]) for i in range(0, 40, 4)) / 10
+    tokens = dataset["document"]["tokens"]
+    assert (tokens["sampled"], tokens["counted_rows"]) == (True, 10)
+    assert (tokens["mean"], tokens["total"]) == (pytest.approx(mean, abs=0.05), round(mean * 40))
+
+
+def test_the_manifest_holds_true_hashes_and_the_report_what_the_store_says(
+    workspace: Workspace, write: Write, alpaca: Alpaca
+) -> None:
+    file = write("my rows.json", alpaca(30))
+    dataset = prepare(workspace, file, seed=7)
+    folder = Path(dataset["document"]["path"])
+    assert folder == workspace.home.datasets / dataset["id"] and dataset["id"].startswith("ds-my-rows-")
+    assert {entry.name for entry in folder.iterdir()} == {
+        "train.parquet",
+        "eval.parquet",
+        "manifest.json",
+        "report.json",
+    }
+    manifest = read_json(folder / "manifest.json")
+    source = manifest["files"][0]
+    assert source["path"] == str(file)
+    assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert source["size_bytes"] == file.stat().st_size
+    for name, entry in manifest["written"].items():
+        assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    assert manifest["arguments"]["seed"] == 7
+    assert manifest["sha256"] == dataset["document"]["sha256"]
+    report = read_json(folder / "report.json")
+    assert report == {key: dataset["document"][key] for key in report}
+
+
+def test_progress_grows_to_its_total(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
+    heard: list[tuple[float, float, str]] = []
+
+    def hear(done: float, total: float, message: str) -> None:
+        heard.append((done, total, message))
+
+    prepare(workspace, write("a.jsonl", alpaca(2500)), on_progress=hear)
+    done = [event[0] for event in heard]
+    assert len(heard) > 4 and done == sorted(done)
+    assert heard[-1][0] == heard[-1][1]

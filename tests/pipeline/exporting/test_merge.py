@@ -1,0 +1,237 @@
+"""Merging: the same numbers as peft's own, shard by shard, and a refusal for whatever is not understood."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tunewright.pipeline import files
+from tunewright.pipeline.errors import Cancelled, InvalidInput
+from tunewright.pipeline.exporting import merge
+from tunewright.pipeline.workspace import Workspace
+
+IDS = torch.arange(3, 63).reshape(2, 30)
+
+
+@pytest.fixture
+def into(workspace: Workspace, tiny: Any, tmp_path: Path) -> Any:
+    """Merges into a new folder and returns it."""
+
+    def merge_into(base: Path, adapter: Path, scale: float = 1.0) -> Path:
+        folder = tmp_path / "merged"
+        folder.mkdir()
+        merge.merge(tiny.start(workspace, {}), base, adapter, folder, scale)
+        return folder
+
+    return merge_into
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def edit_config(adapter: Path, **changes: Any) -> None:
+    file = adapter / "adapter_config.json"
+    files.write_json(file, files.read_json(file) | changes)
+
+
+def test_merged_logits_are_those_of_the_base_with_its_adapter(into: Any, tiny: Any, base: Path, adapter: Path) -> None:
+    merged = tiny.load(into(base, adapter))
+    with torch.no_grad():
+        plain, tuned, got = (m(input_ids=IDS).logits for m in (tiny.load(base), tiny.with_adapter(base, adapter), merged))
+    assert (tuned - plain).abs().max() > 0.5
+    # Weights in bfloat16 keep 8 bits: 0.4 % each.
+    assert (got - tuned).abs().max() < 0.02 * tuned.abs().max()
+    assert (got - tuned).norm() < 0.02 * (tuned - plain).norm()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": "all-linear"},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"layers.1.self_attn.q_proj": 32, "down_proj": 3}},
+        {"modules_to_save": ["lm_head"], "use_rslora": True, "rank_pattern": {"v_proj": 2}},
+        {"target_modules": ["embed_tokens", "o_proj"]},
+        {"bias": "lora_only"},
+    ],
+    ids=["all-linear", "rslora", "patterns", "modules-to-save", "embedding", "bias"],
+)
+def test_every_merged_weight_is_bit_for_bit_what_peft_computes(
+    config: dict[str, Any], into: Any, tiny: Any, base: Path, tmp_path: Path
+) -> None:
+    adapter = tiny.adapter(tmp_path / "adapter", base, **config)
+    expected = tiny.with_adapter(base, adapter).merge_and_unload().state_dict()
+    merged = tensors(into(base, adapter))
+    assert merged.keys() == expected.keys()
+    differing = [name for name in expected if not torch.equal(merged[name], expected[name].to(torch.bfloat16))]
+    # The sums may be taken in another order: then the last bit of a few weights.
+    assert all((merged[n] - expected[n].bfloat16()).abs().max() <= 0.01 * expected[n].abs().max() for n in differing)
+    assert sum(int((merged[n] != expected[n].bfloat16()).sum()) for n in differing) <= 20
+    assert any(not torch.equal(merged[name], tensor) for name, tensor in tensors(base).items())
+
+
+def test_conv1d_weights_of_gpt2_are_merged_transposed(into: Any, workspace: Workspace, tiny: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(1)
+    base, adapter = tmp_path / "gpt2", tmp_path / "adapter"
+    config = GPT2Config(vocab_size=480, n_embd=64, n_layer=1, n_head=2, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(base)
+    tiny.tokenizer(base)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn"], fan_in_fan_out=True)
+    model = get_peft_model(GPT2LMHeadModel.from_pretrained(base), lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(str(adapter))
+    expected = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), str(adapter)).merge_and_unload()
+    merged = tensors(into(base, adapter))
+    name = "transformer.h.0.attn.c_attn.weight"
+    torch.testing.assert_close(merged[name].float(), expected.state_dict()[name], rtol=0.01, atol=0.001)
+
+
+def test_adapter_scale_multiplies_the_change(into: Any, base: Path, adapter: Path) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    lora = load_file(adapter / "adapter_model.safetensors")
+    a, b = (lora[f"base_model.model.{name.replace('weight', part)}.weight"] for part in ("lora_A", "lora_B"))
+    expected = tensors(base)[name].float() + 0.25 * (16 / 8) * (b @ a)
+    torch.testing.assert_close(tensors(into(base, adapter, 0.25))[name].float(), expected, rtol=0.005, atol=1e-4)
+
+
+def test_a_base_in_shards_gives_the_same_weights_and_a_whole_index(
+    into: Any, tiny: Any, base: Path, adapter: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    sharded = tiny.base(tmp_path / "sharded", shard="1MB")
+    merged = into(sharded, adapter)
+    single = tmp_path / "single"
+    single.mkdir()
+    merge.merge(tiny.start(workspace, {}), base, adapter, single)
+    index = files.read_json(merged / "model.safetensors.index.json")
+    assert len(set(index["weight_map"].values())) > 2
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors(merged).values())
+    one, other = tensors(merged), tensors(single)
+    assert one.keys() == other.keys() == index["weight_map"].keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert tiny.load(merged)(input_ids=IDS).logits.shape == (2, 30, 480)
+
+
+def test_a_32_bit_base_becomes_bfloat16_in_weights_and_config(into: Any, tiny: Any, adapter: Path, tmp_path: Path) -> None:
+    wide = tiny.base(tmp_path / "wide", dtype=torch.float32)
+    merged = into(wide, adapter)
+    assert {tensor.dtype for tensor in tensors(merged).values()} == {torch.bfloat16}
+    assert files.read_json(merged / "config.json")["dtype"] == "bfloat16"
+    assert merge.merged_bytes(wide) == pytest.approx(files.size_bytes(merged / "model.safetensors"), rel=0.01)
+
+
+def test_a_float16_base_stays_float16(into: Any, tiny: Any, adapter: Path, tmp_path: Path) -> None:
+    merged = into(tiny.base(tmp_path / "half", dtype=torch.float16), adapter)
+    assert {tensor.dtype for tensor in tensors(merged).values()} == {torch.float16}
+    assert files.read_json(merged / "config.json")["dtype"] == "float16"
+
+
+def test_tied_weights_stay_tied(into: Any, tiny: Any, tmp_path: Path) -> None:
+    tied = tiny.base(tmp_path / "tied", tied=True)
+    adapter = tiny.adapter(tmp_path / "adapter", tied)
+    merged = into(tied, adapter)
+    assert "lm_head.weight" not in tensors(merged)
+    with torch.no_grad():
+        expected = tiny.with_adapter(tied, adapter)(input_ids=IDS).logits
+        torch.testing.assert_close(tiny.load(merged)(input_ids=IDS).logits, expected, rtol=0.02, atol=0.05)
+
+
+def test_the_tokenizer_of_the_adapter_goes_with_the_merged_model(into: Any, base: Path, adapter: Path) -> None:
+    merged = into(base, adapter)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (merged / name).read_bytes() == (adapter / name).read_bytes()
+    assert files.read_json(merged / "generation_config.json")["eos_token_id"] == 2
+    assert not (merged / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    ],
+)
+def test_an_adapter_with_another_formula_is_refused_by_its_name(
+    change: dict[str, Any], named: str, into: Any, tiny: Any, base: Path, tmp_path: Path
+) -> None:
+    adapter = tiny.adapter(tmp_path / "adapter", base)
+    edit_config(adapter, **change)
+    with pytest.raises(InvalidInput, match=named) as caught:
+        into(base, adapter)
+    assert caught.value.code == "adapter_not_mergeable"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("base_model.model.model.layers.7.mlp.up_proj.lora_A.weight", torch.zeros(8, 256), "layers.7"),
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector", torch.zeros(512), "magnitude"),
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", torch.zeros(8, 256), "only lora_A"),
+        ("base_model.model.model.norm.weight", torch.full((256,), float("nan")), "NaN"),
+    ],
+    ids=["no-such-layer", "magnitude", "half-a-pair", "nan"],
+)
+def test_a_tensor_that_cannot_be_used_refuses_the_adapter(
+    key: str, value: torch.Tensor, message: str, into: Any, tiny: Any, base: Path, tmp_path: Path
+) -> None:
+    adapter = tiny.adapter(tmp_path / "adapter", base)
+    file = adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | {key: value}, file)
+    with pytest.raises(InvalidInput, match=message):
+        into(base, adapter)
+
+
+def test_training_the_embedding_of_a_tied_base_is_refused(into: Any, tiny: Any, base: Path, tmp_path: Path) -> None:
+    tied = tiny.base(tmp_path / "tied", tied=True)
+    adapter = tiny.adapter(tmp_path / "adapter", base, target_modules=["embed_tokens"])
+    with pytest.raises(InvalidInput, match="embed_tokens"):
+        into(tied, adapter)
+
+
+def test_an_adapter_of_another_width_is_refused(into: Any, base: Path, tiny: Any, tmp_path: Path) -> None:
+    adapter = tiny.adapter(tmp_path / "adapter", base)
+    file = adapter / "adapter_model.safetensors"
+    save_file({k: v[:, :128].contiguous() if "down_proj.lora_A" in k else v for k, v in load_file(file).items()}, file)
+    with pytest.raises(InvalidInput, match="down_proj") as caught:
+        into(base, adapter)
+    assert caught.value.code == "adapter_of_another_base"
+
+
+def test_a_base_with_a_missing_shard_is_refused_before_anything_is_written(
+    into: Any, tiny: Any, adapter: Path, tmp_path: Path
+) -> None:
+    sharded = tiny.base(tmp_path / "sharded", shard="1MB")
+    sorted(sharded.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(InvalidInput, match="model-00002-of") as caught:
+        into(sharded, adapter)
+    assert caught.value.code == "base_incomplete"
+    assert not list((tmp_path / "merged").iterdir())
+
+
+def test_a_cancel_stops_the_merge_between_shards(workspace: Workspace, tiny: Any, adapter: Path, tmp_path: Path) -> None:
+    sharded = tiny.base(tmp_path / "sharded", shard="1MB")
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    context = tiny.start(workspace, {})
+    report = context.progress
+
+    def cancel_after_two(phase: str, done: float = 0, total: float = 0) -> None:
+        report(phase, done, total)
+        if done == 2:
+            workspace.store.execute("UPDATE jobs SET cancel='keep' WHERE id=?", context.job_id)
+
+    context.progress = cancel_after_two
+    with pytest.raises(Cancelled):
+        merge.merge(context, sharded, adapter, folder)
+    assert len(list(folder.glob("*.safetensors"))) == 3
+    assert json.dumps(workspace.store.job(context.job_id)["progress"])

@@ -1,0 +1,68 @@
+"""list_artifacts and delete_artifact."""
+
+import time
+from typing import Annotated, Any, Literal
+
+from mcp.types import ToolAnnotations
+from pydantic import BaseModel, Field
+
+from tunewright.pipeline import artifacts
+from tunewright.tools.framework import AppContext, Result, TunewrightServer, step, workspace_of
+
+Kind = Literal["dataset", "job", "adapter", "export", "publication"]
+
+
+class ArtifactLine(BaseModel):
+    id: str
+    kind: str
+    name: str
+    created: str
+    state: str
+
+
+class Artifacts(Result):
+    artifacts: list[ArtifactLine]
+    page: int
+    more: bool
+
+
+class Deleted(Result):
+    deleted: str
+    freed_bytes: int
+
+
+def list_artifacts(
+    ctx: AppContext,
+    kind: Annotated[Kind | None, Field(description="Only these.")] = None,
+    page: Annotated[int, Field(ge=1, le=100_000)] = 1,
+) -> Artifacts:
+    """Datasets, jobs, adapters, exports and publications, newest first, 20 a page."""
+    rows, more = artifacts.page(workspace_of(ctx), kind, page)
+    lines = [
+        ArtifactLine(
+            id=row["id"], kind=row["kind"], name=row["name"], state=row["state"],
+            created=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_at"])),
+        )
+        for row in rows
+    ]  # fmt: skip
+    following: dict[str, Any] = {"page": page + 1} | ({"kind": kind} if kind else {})
+    steps = [step("list_artifacts", "The next page.", **following)] if more else []
+    return Artifacts(artifacts=lines, page=page, more=more, next_steps=steps)
+
+
+def delete_artifact(
+    ctx: AppContext,
+    artifact_id: Annotated[str, Field(min_length=1, description="Any id of list_artifacts.")],
+    confirm: Annotated[bool, Field(description="True only after the user has agreed.")] = False,
+) -> Deleted:
+    """Deletes a dataset, adapter, export, publication note or ended job with its files, unless something needs it."""
+    deleted, freed = artifacts.delete(workspace_of(ctx), artifact_id, confirm=confirm)
+    return Deleted(deleted=deleted, freed_bytes=freed, next_steps=[step("list_artifacts", "See what is left.")])
+
+
+def register(server: TunewrightServer) -> None:
+    """Adds these tools to the server."""
+    look = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    server.tool(title="List artifacts", annotations=look)(list_artifacts)
+    deletes = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+    server.tool(title="Delete an artifact", annotations=deletes)(delete_artifact)

@@ -1,0 +1,184 @@
+"""What every tool shares: the server class that turns failures into errors for agents, and the common result parts."""
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, cast
+
+import anyio
+import anyio.to_thread
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.types import CallToolResult, InputRequiredResult
+from pydantic import BaseModel, Field, ValidationError
+
+from tunewright.pipeline.errors import TunewrightError, nearest
+from tunewright.pipeline.workspace import Workspace
+
+log = logging.getLogger("tunewright")
+
+
+@dataclass(frozen=True)
+class App:
+    """What the server's lifespan gives every tool."""
+
+    workspace: Workspace
+
+
+AppContext = Context[App]
+
+
+def workspace_of(ctx: AppContext) -> Workspace:
+    return ctx.request_context.lifespan_context.workspace
+
+
+T = TypeVar("T")
+
+
+async def run_in_thread(work: Callable[[], T], stop: threading.Event) -> T:
+    """Runs blocking `work` in a thread. When the call is cancelled sets `stop`, which `work` must look at."""
+    try:
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+    except anyio.get_cancelled_exc_class():
+        stop.set()
+        raise
+
+
+# A call that makes sense now, ready to send. No docstring: it would stand in the schema of every tool.
+class NextStep(BaseModel):
+    tool: str
+    arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
+    why: str = ""
+
+
+class Result(BaseModel):
+    """The base of every tool's result."""
+
+    next_steps: list[NextStep] = Field(default_factory=list[NextStep])
+
+
+def step(tool: str, why: str, **arguments: Any) -> NextStep:
+    return NextStep(tool=tool, arguments=arguments, why=why)
+
+
+class TunewrightServer(MCPServer[App]):
+    """MCPServer whose tools refuse unknown arguments and whose every failure reads as pipeline/errors.py says."""
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[App, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            raise ToolError(await self._explain(name, error)) from None
+        except SystemExit as error:
+            # A library that calls sys.exit would stop the event loop with the wire still open: the client would hang.
+            raise ToolError(_unforeseen(name, error)) from None
+
+    async def _explain(self, name: str, error: ToolError) -> str:
+        cause = error.__cause__
+        if isinstance(cause, TunewrightError):
+            return str(cause)
+        # The SDK reports a result that fails its own schema as unexpected; that is no fault of the arguments.
+        if isinstance(cause, ValidationError) and not isinstance(error, UnexpectedToolError):
+            tool = next(tool for tool in await self.list_tools() if tool.name == name)
+            return _argument_errors(name, tool.input_schema, cause)
+        if cause is None:
+            names = [tool.name for tool in await self.list_tools()]
+            return f"unknown_tool: There is no tool {name!r}. {nearest(name, names)} Nothing was done."
+        return _unforeseen(name, cause)
+
+    def seal(self) -> None:
+        """Makes every registered tool refuse arguments that it does not have. To be called after registration.
+
+        The SDK drops them silently, so a misspelt argument would be ignored. Also drops what tells an agent nothing:
+        a sixth of tools/list is titles that pydantic makes of names, and the indentation of docstrings. This reaches
+        into `fn_metadata`, which is private to the SDK; tests/tools/test_framework.py holds it.
+        """
+        for tool in self._tool_manager.list_tools():
+            model = tool.fn_metadata.arg_model
+            model.model_config["extra"] = "forbid"
+            model.model_rebuild(force=True)
+            tool.parameters["additionalProperties"] = False
+            tool.description = inspect.cleandoc(tool.description)
+            _shorten(tool.parameters)
+            _shorten(tool.fn_metadata.output_schema)
+
+
+def _unforeseen(name: str, cause: BaseException) -> str:
+    """Only the kind of failure: its own text may hold a secret."""
+    log.error("tool %s failed", name, exc_info=cause)
+    return (
+        f"internal_error: {name} failed with {type(cause).__name__}, which was not foreseen; the server's log "
+        "(stderr) has the traceback. Next: check_environment(). What was done is not known: see get_status()."
+    )
+
+
+def _shorten(schema: Any) -> None:
+    """Removes titles and `additionalProperties: true`, the default. A property called title is a schema, and stays."""
+    if isinstance(schema, dict):
+        node = cast("dict[str, Any]", schema)
+        if isinstance(node.get("title"), str):
+            del node["title"]
+        if node.get("additionalProperties") is True:
+            del node["additionalProperties"]
+        for value in node.values():
+            _shorten(value)
+    elif isinstance(schema, list):
+        for value in cast("list[Any]", schema):
+            _shorten(value)
+
+
+def _argument_errors(tool: str, schema: dict[str, Any], error: ValidationError) -> str:
+    """The first few argument errors in one line: never the rejected value's surroundings, nor a documentation URL."""
+    properties: dict[str, dict[str, Any]] = schema.get("properties", {})
+    parts: list[str] = []
+    for problem in error.errors(include_url=False, include_input=True)[:4]:
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"{field!r} is no argument of {tool}. {nearest(field, sorted(properties))}")
+        elif problem["type"] == "missing":
+            parts.append(f"{field!r} is required.")
+        else:
+            shown = repr(problem["input"])[:60]
+            where = ".".join(str(part) for part in problem["loc"])
+            parts.append(f"{where}={shown}: {problem['msg']}. {_allowed(properties.get(field, {}))}")
+    return (
+        f"invalid_arguments: {' '.join(part.strip() for part in parts)} Next: {tool}(…), corrected. Nothing was done."
+    )
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    options: list[dict[str, Any]] = schema.get("anyOf", [schema])
+    words: list[str] = []
+    for option in options:
+        if "enum" in option:
+            words.append("one of " + ", ".join(str(value) for value in option["enum"]))
+        elif option.get("type") not in (None, "null"):
+            low = option.get("minimum", option.get("exclusiveMinimum"))
+            high = option.get("maximum", option.get("exclusiveMaximum"))
+            bounds = f" from {low} to {high}" if low is not None and high is not None else ""
+            words.append(f"{option['type']}{bounds}")
+    return f"Allowed: {' or '.join(words)}." if words else ""
+
+
+def with_arguments(model: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a tool that ends in `**name` the fields of `model` as its own flat arguments: bounds stand in one place."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        fields = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                annotation=Annotated[(field.annotation, *field.metadata, Field(description=field.description))],
+            )
+            for name, field in model.model_fields.items()
+        ]  # fmt: skip
+        function.__signature__ = signature.replace(parameters=[*own, *fields])  # type: ignore[attr-defined]
+        return function
+
+    return decorate

@@ -1,0 +1,148 @@
+"""get_status."""
+
+import time
+from typing import Annotated, Any, Literal
+
+import anyio
+from mcp.types import ToolAnnotations
+from pydantic import BaseModel, Field
+
+from tunewright.pipeline import jobs, status
+from tunewright.pipeline.store import Row
+from tunewright.pipeline.workspace import Workspace
+from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
+
+MAX_WAIT_S = 50
+POLL_S = 0.25
+RECONCILE_EVERY_S = 2.0
+EVENTS = {"concise": 4, "detailed": 50}
+
+
+class Failure(BaseModel):
+    code: str
+    what: str
+    allowed: str
+    next: str
+    done: str
+
+
+class JobView(BaseModel):
+    job_id: str
+    kind: str
+    state: str
+    phase: str | None
+    done: float
+    total: float
+    eta_s: float | None
+    elapsed_s: float | None
+    loss: float | None
+    eval_loss: float | None
+    tokens_per_s: float | None
+    peak_gib: float | None
+    loss_curve: list[tuple[int, float]]
+    eval_curve: list[tuple[int, float]]
+    result: dict[str, Any] | None
+    error: Failure | None
+    events: list[str]
+    log: str
+
+
+class JobLine(BaseModel):
+    job_id: str
+    kind: str
+    state: str
+    phase: str | None
+    done: float
+    total: float
+    eta_s: float | None
+
+
+class Status(Result):
+    job: JobView | None = None
+    jobs: list[JobLine] = Field(default_factory=list[JobLine])
+    poll_after_s: float | None = None
+
+
+async def get_status(
+    ctx: AppContext,
+    job_id: Annotated[str | None, Field(description="Id or unique prefix; none: an overview of the last 20.")] = None,
+    wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S, description="Wait so long for the job to end.")] = 0,
+    detail: Literal["concise", "detailed"] = "concise",
+) -> Status:
+    """Where a job is: state, step, ETA, loss curve, tokens/s, VRAM, last events, its result or its failure."""
+    workspace = workspace_of(ctx)
+    jobs.reconcile(workspace)
+    if job_id is None:
+        rows = jobs.newest(workspace)
+        active = [row for row in rows if row["state"] in jobs.ACTIVE]
+        steps = [step("get_status", "Follow this one.", job_id=row["id"], wait_s=50) for row in active[:3]]
+        return Status(jobs=[JobLine(**status.summarise(row)) for row in rows], next_steps=steps or [_begin(workspace)])
+    row = await _wait(ctx, workspace, job_id, wait_s)
+    view = JobView(**status.describe(workspace, row, events=EVENTS[detail]))
+    poll_after_s = None if row["state"] not in jobs.ACTIVE else min(30.0, max(2.0, (view.eta_s or 20) / 4))
+    return Status(job=view, next_steps=_next(row), poll_after_s=poll_after_s)
+
+
+async def _wait(ctx: AppContext, workspace: Workspace, job_id: str, wait_s: float) -> Row:
+    """The job once it has ended, or as it is after `wait_s`; progress goes out meanwhile."""
+    deadline = time.monotonic() + wait_s
+    told, looked = None, time.monotonic()
+    while True:
+        row = workspace.store.job(job_id)
+        progress: dict[str, Any] = row["progress"] or {}
+        if row["state"] not in jobs.ACTIVE or time.monotonic() >= deadline:
+            return row
+        if progress.get("at") != told:
+            told = progress.get("at")
+            message = f"{progress.get('phase', row['state'])} {progress.get('done', 0):g}/{progress.get('total', 0):g}"
+            # Time always grows, as the protocol asks of progress; a new phase begins its count again.
+            await ctx.report_progress(round(wait_s - (deadline - time.monotonic()), 2), wait_s, message)
+        if time.monotonic() - looked > RECONCILE_EVERY_S:
+            looked = time.monotonic()
+            jobs.reconcile(workspace)
+        await anyio.sleep(POLL_S)
+
+
+def _begin(workspace: Workspace) -> NextStep:
+    datasets = workspace.store.artifacts("dataset", limit=1)
+    if datasets:
+        return step("start_finetune", "Train on the newest dataset.", dataset_id=datasets[0]["id"])
+    return step("prepare_dataset", "Begin with data.", source="PATH")
+
+
+def _next(row: Row) -> list[NextStep]:
+    """What makes sense now, by state and by what the job made."""
+    job_id, result = row["id"], row["result"] or {}
+    if row["state"] in jobs.ACTIVE:
+        return [
+            step("get_status", "Look again.", job_id=job_id, wait_s=MAX_WAIT_S),
+            step("cancel_job", "Stop it, keeping a checkpoint.", job_id=job_id),
+        ]
+    if row["state"] in jobs.RESUMABLE:
+        return [
+            step("resume_job", "Go on from the last checkpoint.", job_id=job_id),
+            step("get_status", "See all events.", job_id=job_id, detail="detailed"),
+        ]
+    if "adapter_id" in result and row["kind"] == "finetune":
+        adapter_id = result["adapter_id"]
+        return [
+            step(
+                "chat_with_adapter", "Hear tuned and base side by side.", adapter_id=adapter_id, prompt="Who are you?",
+                compare_with_base=True,
+            ),
+            step("merge_and_export", "Merge and convert to GGUF.", adapter_id=adapter_id),
+        ]  # fmt: skip
+    if "export_id" in result and row["kind"] == "export":
+        return [
+            step(
+                "publish_to_ollama", "Look at the Modelfile first.", export_id=result["export_id"],
+                model_name="my-model", dry_run=True,
+            )
+        ]  # fmt: skip
+    return [step("list_artifacts", "See what there is.")]
+
+
+def register(server: TunewrightServer) -> None:
+    """Adds this tool to the server."""
+    look = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    server.tool(title="Get a job's status", annotations=look)(get_status)

@@ -1,0 +1,100 @@
+"""start_finetune, cancel_job and resume_job."""
+
+from typing import Annotated, Any, Literal
+
+from mcp.types import ToolAnnotations
+from pydantic import Field
+
+from tunewright.pipeline import jobs
+from tunewright.pipeline.catalog import DEFAULT_MODEL
+from tunewright.pipeline.store import Row
+from tunewright.pipeline.training import request
+from tunewright.pipeline.training.arguments import TrainingArguments
+from tunewright.tools.framework import (
+    AppContext,
+    NextStep,
+    Result,
+    TunewrightServer,
+    step,
+    with_arguments,
+    workspace_of,
+)
+
+JobId = Annotated[str, Field(min_length=1, max_length=100, description="Id or unique prefix.")]
+
+
+class Started(Result):
+    job_id: str | None
+    state: str
+    arguments: dict[str, Any]
+
+
+class JobState(Result):
+    job_id: str
+    state: str
+
+
+def follow(job_id: str) -> NextStep:
+    return step("get_status", "Follow it; returns when it ends, after 50 s at most.", job_id=job_id, wait_s=50)
+
+
+@with_arguments(TrainingArguments)
+def start_finetune(
+    ctx: AppContext,
+    dataset_id: Annotated[str, Field(description="From prepare_dataset; id or unique prefix.")],
+    model: Annotated[
+        str, Field(min_length=1, max_length=500, description="Hub id, local folder with safetensors, or 'toy'.")
+    ] = DEFAULT_MODEL,
+    method: Literal["sft"] = "sft",
+    continue_from: Annotated[str | None, Field(description="Adapter whose weights to start from.")] = None,
+    dry_run: Annotated[
+        bool, Field(description="Check everything and return the exact arguments; start nothing.")
+    ] = False,
+    **training: Any,
+) -> Started:
+    """Starts fine-tuning a base model with LoRA or QLoRA and returns the job at once; it outlives this server.
+
+    Loss on the assistant's words only, the model's own chat template with thinking off. Every training argument is
+    optional; what is left out is chosen from the data and the device. One job at a time uses the GPU, others wait.
+    """
+    workspace = workspace_of(ctx)
+    spec = request.check(workspace, dataset_id, model, method, TrainingArguments(**training), continue_from)
+    if dry_run:
+        given = {key: value for key, value in spec["arguments"].items() if value is not None}
+        start = {"dataset_id": spec["dataset_id"], "model": spec["model"], "method": method, **given}
+        return Started(
+            job_id=None, state="not started (dry run)", arguments=spec["arguments"],
+            next_steps=[step("start_finetune", "Start it.", **start)],
+        )  # fmt: skip
+    row = jobs.submit(workspace, "finetune", spec["name"], spec, needs_device=True)
+    return Started(job_id=row["id"], state=row["state"], arguments=spec["arguments"], next_steps=[follow(row["id"])])
+
+
+def _state(row: Row, *steps: NextStep) -> JobState:
+    return JobState(job_id=row["id"], state=row["state"], next_steps=list(steps))
+
+
+def cancel_job(
+    ctx: AppContext,
+    job_id: JobId,
+    keep_checkpoint: Annotated[bool, Field(description="Save one and keep it, so that the job can be resumed.")] = True,
+) -> JobState:
+    """Stops a job at its next safe point (training: the next step)."""
+    row = jobs.cancel(workspace_of(ctx), job_id, keep_checkpoint=keep_checkpoint)
+    return _state(row, follow(row["id"]))
+
+
+def resume_job(ctx: AppContext, job_id: JobId) -> JobState:
+    """Queues an interrupted, failed or cancelled job again; training goes on from its last checkpoint."""
+    row = jobs.resume(workspace_of(ctx), job_id)
+    return _state(row, follow(row["id"]))
+
+
+def register(server: TunewrightServer) -> None:
+    """Adds these tools to the server."""
+    starts = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
+    server.tool(title="Start a fine-tune", annotations=starts)(start_finetune)
+    stops = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+    server.tool(title="Cancel a job", annotations=stops)(cancel_job)
+    again = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
+    server.tool(title="Resume a job", annotations=again)(resume_job)
