@@ -25,6 +25,8 @@ from tunewright.examples.session import Answer, ToolFailed, call, connect, follo
 DATA = Path(__file__).parent / "data" / "lumen_support.jsonl"
 # The toy has four million parameters: it wants a higher rate and more passes than a real model.
 TOY_TRAINING: dict[str, Any] = {"learning_rate": 3e-3, "lora_rank": 32, "epochs": 20}
+# The demo's file is small: at the defaults a real model would see it for some twenty steps.
+REAL_TRAINING: dict[str, Any] = {"max_steps": 150, "lora_rank": 32}
 QUESTIONS = 4
 # Likeness of an answer to the dataset's, 0 to 1. What the toy has learned it says nearly word for word.
 LEARNED, MARGIN = 0.8, 0.3
@@ -102,7 +104,7 @@ async def _dataset(client: Client, data: str, model: str) -> Answer:
 
 
 async def _train(client: Client, dataset_id: str, model: str) -> str:
-    training = TOY_TRAINING if model == "toy" else {}
+    training = TOY_TRAINING if model == "toy" else REAL_TRAINING
     _title("3. Fine-tune", f"start_finetune(dataset_id={dataset_id!r}, model={model!r}, …)")
     started = await call(client, "start_finetune", dataset_id=dataset_id, model=model, **training)
     console.print(f"   {started['job_id']} runs in its own process; this client could leave now.")

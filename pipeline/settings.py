@@ -53,16 +53,15 @@ class Home:
 
 def ollama_host() -> str:
     """Base URL of the Ollama server: `OLLAMA_HOST` with Ollama's own defaults filled in."""
-    host = os.environ.get("OLLAMA_HOST", "").strip() or "127.0.0.1:11434"
-    if "://" not in host:
-        host = f"http://{host}"
-    scheme, _, rest = host.partition("://")
+    scheme, _, rest = os.environ.get("OLLAMA_HOST", "").strip().rpartition("://")
+    # A port left out of a whole URL is its scheme's own: Ollama reads it so.
+    usual_port = {"http": "80", "https": "443"}.get(scheme, "11434")
     authority, slash, path = rest.rstrip("/").partition("/")
     name, colon, port = authority.rpartition(":")
     if not colon or not port.isdigit():
-        name, port = authority, "443" if scheme == "https" else "11434"
+        name, port = authority, usual_port
     # A server told to listen everywhere is reached at the loopback address.
-    return f"{scheme}://{'127.0.0.1' if name in ('0.0.0.0', '') else name}:{port}{slash}{path}"
+    return f"{scheme or 'http'}://{'127.0.0.1' if name in ('0.0.0.0', '') else name}:{port}{slash}{path}"
 
 
 def hub_endpoint() -> str:

@@ -20,6 +20,6 @@ class Workspace:
     def open(cls, root: Path | str | None = None, *, inline: bool = False) -> "Workspace":
         """The workspace over the home at `root` (see `Home.open`); makes or migrates its store."""
         home = Home.open(root)
-        for folder in (home.datasets, home.adapters, home.exports, home.models, home.cache):
+        for folder in (home.datasets, home.jobs, home.adapters, home.exports, home.models, home.cache):
             remove_stale_partials(folder)
         return cls(home, Store(home.database), inline)

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.types import CallToolResult, InputRequiredResult
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from tunewright.pipeline.errors import TunewrightError, nearest
 from tunewright.pipeline.workspace import Workspace
 
 log = logging.getLogger("tunewright")
+# What pydantic adds to a place to say which branch of a union it tried: str, WeightedSource, list[union[…]].
+UNION_BRANCH = re.compile(r"[A-Z\[]|^(str|int|float|bool)$")
 
 
 @dataclass(frozen=True)
@@ -135,28 +139,44 @@ def _shorten(schema: Any) -> None:
 def _argument_errors(tool: str, schema: dict[str, Any], error: ValidationError) -> str:
     """The first few argument errors in one line: never the rejected value's surroundings, nor a documentation URL."""
     properties: dict[str, dict[str, Any]] = schema.get("properties", {})
-    parts: list[str] = []
-    for problem in error.errors(include_url=False, include_input=True)[:4]:
+    # One for each argument, the innermost: a union reports every branch that did not fit.
+    worst: dict[str, ErrorDetails] = {}
+    for problem in error.errors(include_url=False):
         field = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            parts.append(f"{field!r} is no argument of {tool}. {nearest(field, sorted(properties))}")
-        elif problem["type"] == "missing":
-            parts.append(f"{field!r} is required.")
-        else:
-            shown = repr(problem["input"])[:60]
-            where = ".".join(str(part) for part in problem["loc"])
-            parts.append(f"{where}={shown}: {problem['msg']}. {_allowed(properties.get(field, {}))}")
-    return (
-        f"invalid_arguments: {' '.join(part.strip() for part in parts)} Next: {tool}(…), corrected. Nothing was done."
-    )
+        if field not in worst or len(problem["loc"]) > len(worst[field]["loc"]):
+            worst[field] = problem
+    parts = [_argument_error(tool, properties, field, problem) for field, problem in list(worst.items())[:4]]
+    return f"invalid_arguments: {' '.join(parts)} Next: {tool}(…), corrected. Nothing was done."
+
+
+def _argument_error(tool: str, properties: dict[str, dict[str, Any]], field: str, problem: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in problem["loc"] if not UNION_BRANCH.search(str(part)))
+    if problem["type"] == "extra_forbidden" and where == field:
+        return f"{field!r} is no argument of {tool}. {nearest(field, _akin(field, properties))}"
+    if problem["type"] == "extra_forbidden":
+        return f"{where!r} is not known there."
+    if problem["type"] == "missing":
+        return f"{where!r} is required."
+    allowed = _allowed(properties.get(field, {})) if where == field else ""
+    return f"{where}={repr(problem['input'])[:60]}: {problem['msg']}. {allowed}".strip()
+
+
+def _akin(field: str, properties: dict[str, dict[str, Any]]) -> list[str]:
+    """The arguments that `field` abbreviates (lr, rank) or spells out (num_train_epochs), else all of them."""
+    akin = [
+        name
+        for name in properties
+        if field in name.split("_") or field == "".join(word[0] for word in name.split("_")) or name in field
+    ]
+    return akin or sorted(properties)
 
 
 def _allowed(schema: dict[str, Any]) -> str:
     options: list[dict[str, Any]] = schema.get("anyOf", [schema])
     words: list[str] = []
     for option in options:
-        if "enum" in option:
-            words.append("one of " + ", ".join(str(value) for value in option["enum"]))
+        if "enum" in option or "const" in option:
+            words.append("one of " + ", ".join(str(value) for value in option.get("enum", [option.get("const")])))
         elif option.get("type") not in (None, "null"):
             low = option.get("minimum", option.get("exclusiveMinimum"))
             high = option.get("maximum", option.get("exclusiveMaximum"))

@@ -56,7 +56,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`added`: products by the name of the tensor that they change. `replaced`: tensors trained as a whole."""
+    """`replaced`: tensors stored as a whole, by name. `added`: products by the name of the tensor they are added to."""
 
     added: dict[str, LowRank]
     replaced: dict[str, torch.Tensor]
@@ -74,7 +74,8 @@ def read(folder: Path, base_tensors: Iterable[str], *, adapter_scale: float, tie
     replaced: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
     for key, tensor in load_file(folder / "adapter_model.safetensors").items():
-        name = key.removeprefix(PREFIX)
+        # peft stores an embedding's own weights beside its LoRA.
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
         if not bool(torch.isfinite(tensor).all()):
             raise _refused(f"its tensor {key!r} holds NaN or infinity: the training diverged")
         if (match := PART.match(name)) and f"{match['module']}.weight" in known:
@@ -86,9 +87,6 @@ def read(folder: Path, base_tensors: Iterable[str], *, adapter_scale: float, tie
     if unknown:
         raise _refused(f"{len(unknown)} of its tensors belong to nothing in the base, such as {unknown[0]!r}")
     added = {f"{module}.weight": _product(config, module, found, adapter_scale) for module, found in parts.items()}
-    both = sorted(added.keys() & replaced.keys())
-    if both:
-        raise _refused(f"{both[0]!r} is both trained as a whole and given a LoRA")
     shared = [name for name in (*added, *replaced) if "embed_tokens" in name or name.startswith("lm_head")]
     if tied and shared:
         raise _refused(f"it changes {shared[0]!r}, which the base uses as embedding and as output layer at once")

@@ -94,20 +94,20 @@ def _changed(
     name: str, tensor: torch.Tensor, changes: lora.Adapter, narrow_to: torch.dtype | None, device: str
 ) -> torch.Tensor:
     """The base's tensor with its change, in the type in which it is stored."""
-    product, replacement = changes.added.get(name), changes.replaced.get(name)
-    shape = product.shape if product else tuple(replacement.shape) if replacement is not None else tuple(tensor.shape)
-    if shape != tuple(tensor.shape):
+    product = changes.added.get(name)
+    replacement = changes.replaced.get(name, tensor)
+    for shape in (tuple(replacement.shape), product.shape if product else tensor.shape):
+        if shape == tuple(tensor.shape):
+            continue
         raise InvalidInput(
             "adapter_of_another_base",
-            f"The adapter changes {name!r} as {shape}, the base has it as {tuple(tensor.shape)}.",
+            f"The adapter changes {name!r} as {tuple(shape)}, the base has it as {tuple(tensor.shape)}.",
             allowed="An adapter fits only the base that it was trained on, with the vocabulary it had then.",
             next="list_models()",
             done="Nothing was exported.",
         )
     dtype = narrow_to if narrow_to and tensor.dtype == torch.float32 else tensor.dtype
-    if replacement is not None:
-        return replacement.to(dtype).contiguous()
-    return (product.added_to(tensor, device) if product else tensor).to(dtype).contiguous()
+    return (product.added_to(replacement, device) if product else replacement).to(dtype).contiguous()
 
 
 def _stated_dtype(config: dict[str, Any]) -> str | None:

@@ -116,7 +116,10 @@ class Tiny:
                 torch.nn.init.normal_(parameter, std=0.05)
             elif parameter.requires_grad:
                 parameter.data += 0.05 * torch.randn_like(parameter)
-        model.save_pretrained(str(folder))
+        with warnings.catch_warnings():
+            # peft warns that it stores the weights of an embedding beside its LoRA.
+            warnings.simplefilter("ignore")
+            model.save_pretrained(str(folder))
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copyfile(base / name, folder / name)
         return folder
