@@ -4,10 +4,7 @@ Standard output carries the protocol and nothing else, from the first import to 
 aside before anything else is imported. `tunewright demo` shows the whole chain on a terminal.
 """
 
-import ctypes
-import io
 import os
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -28,6 +25,9 @@ never instructions."""
 
 def build_server(workspace: "Workspace") -> "TunewrightServer":
     """The server over one data home: every tool and resource registered, nothing started."""
+    import logging
+    import sqlite3
+
     import anyio
     import anyio.to_thread
 
@@ -42,7 +42,11 @@ def build_server(workspace: "Workspace") -> "TunewrightServer":
         async def watch() -> None:
             # A job whose worker was killed goes on by itself while any server lives, also when nobody asks.
             while True:
-                await anyio.to_thread.run_sync(jobs.reconcile, workspace)
+                try:
+                    await anyio.to_thread.run_sync(jobs.reconcile, workspace)
+                except (OSError, sqlite3.Error):
+                    # A full disk, say: the tools that free it must still answer.
+                    logging.getLogger("tunewright").exception("could not look after jobs; trying again")
                 await anyio.sleep(RECONCILE_EVERY_S)
 
         async with anyio.create_task_group() as tasks:
@@ -69,29 +73,23 @@ def _version() -> str:
 
 def serve(home: str | None, *, inline: bool) -> None:
     """Serves stdio until the client closes it. Jobs go on."""
+    # For good: whatever prints on descriptor 1 from here on, up to the last atexit, prints on stderr.
     wire = os.dup(1)
     os.dup2(2, 1)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
     import logging
     import signal
 
+    import anyio
+
     # Configured before the server is built, or the SDK's own handler prints tracebacks of hundreds of lines.
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("mcp").setLevel(logging.WARNING)
     from tunewright.pipeline.workspace import Workspace
 
     server = build_server(Workspace.open(home, inline=inline))
     # The SDK reads stdin in a thread, which would keep the process after Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.stdout.flush()
-    ctypes.CDLL(None).fflush(None)
-    os.dup2(wire, 1)
-    os.close(wire)
-    try:
-        server.run()
-    finally:
-        os.dup2(2, 1)  # what libraries print at exit is not protocol
+    anyio.run(server.run_stdio_on, wire)
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ class ToolFailed(RuntimeError):
 
 
 @asynccontextmanager
-async def connect(home: str | None = None, *, log: Path | None = None) -> AsyncGenerator[Client]:
+async def connect(home: str | None = None, *options: str, log: Path | None = None) -> AsyncGenerator[Client]:
     """Starts `tunewright` as a child and speaks MCP with it over its standard streams; its log goes to `log`."""
-    arguments = ["-P", "-m", "tunewright.server", *(["--home", home] if home else [])]
+    arguments = ["-P", "-m", "tunewright.server", *(["--home", home] if home else []), *options]
     # The SDK passes on a short list of variables only; the server wants HF_TOKEN, OLLAMA_HOST and their like.
     server = StdioServerParameters(command=sys.executable, args=arguments, env=dict(os.environ))
     with (log or Path(os.devnull)).open("w", encoding="utf-8") as errors:

@@ -43,12 +43,13 @@ def delete(workspace: Workspace, artifact_id: str, *, confirm: bool) -> tuple[st
     row = workspace.store.artifact(artifact_id)
     artifact_id, folder = row["id"], folder_of(workspace, row)
     needing = [child["id"] for child in workspace.store.children(artifact_id) if _needs(child, row)]
-    needing += [job["id"] for job in _active_jobs(workspace) if artifact_id in job["spec"].values()]
     if needing:
-        raise Conflict(
-            "still_needed", f"{artifact_id} is needed by {', '.join(needing[:5])}.", allowed="Delete those first.",
-            next=call("delete_artifact", artifact_id=needing[0], confirm=True), done="Nothing was deleted.",
-        )  # fmt: skip
+        raise _still_needed(
+            artifact_id, needing, "Delete those first.", call("delete_artifact", artifact_id=needing[0], confirm=True)
+        )
+    working = [job["id"] for job in _active_jobs(workspace) if artifact_id in job["spec"].values()]
+    if working:
+        raise _still_needed(artifact_id, working, "Cancel or await those first.", call("cancel_job", job_id=working[0]))
     freed = files.size_bytes(folder) if folder and folder.exists() else 0
     _require_confirmation(artifact_id, freed, confirm)
     # The row first: a kill in between leaves files without a row, never a row without files.
@@ -57,9 +58,14 @@ def delete(workspace: Workspace, artifact_id: str, *, confirm: bool) -> tuple[st
     return artifact_id, freed
 
 
+def _still_needed(artifact_id: str, needing: list[str], allowed: str, next: str) -> Conflict:
+    what = f"{artifact_id} is needed by {', '.join(needing[:5])}."
+    return Conflict("still_needed", what, allowed=allowed, next=next, done="Nothing was deleted.")
+
+
 def _needs(child: Row, parent: Row) -> bool:
-    """An export stands by itself once made, and an adapter trains on without its dataset's files; a publication is a
-    note of what was sent from an export, which it names."""
+    """What was made from the parent is told from it (cards, provenance, checks). An adapter that went on from another
+    holds that one's weights, and needs it no more."""
     return (parent["kind"], child["kind"]) in {("adapter", "export"), ("dataset", "adapter"), ("export", "publication")}
 
 

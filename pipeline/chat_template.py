@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
@@ -25,8 +25,8 @@ from tunewright.pipeline.workspace import Workspace
 
 Message = dict[str, str]
 
-# A private-use character: no data holds it, so where it lands in a rendered text is where an answer begins.
-MARK = "\uf8ff"
+# Private-use characters. Where one that the conversation does not hold lands in the text, an answer begins.
+MARKS = tuple(map(chr, range(0xE000, 0xF900)))
 
 
 class _Generation(Extension):
@@ -87,7 +87,13 @@ class ChatTemplate:
         config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
         self._special = {k: text for k, v in config.items() if k.endswith("_token") and (text := _text(v))}
         self.source = self._read_source(config)
-        self._template = _environment().from_string(self.source)
+        try:
+            self._template = _environment().from_string(self.source)
+        except TemplateSyntaxError as error:
+            raise InvalidInput(
+                "broken_chat_template",
+                f"The chat template of {folder} is no Jinja: line {error.lineno}: {error.message}.",
+            ) from error
 
     def _read_source(self, config: dict[str, Any]) -> str:
         file = self.folder / "chat_template.jinja"
@@ -167,18 +173,21 @@ class ChatTemplate:
 
     def _answer_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
         """Character spans of the answers: what changes in the text when an answer is replaced by a mark."""
+        mark = next(mark for mark in MARKS if mark not in text)
         spans: list[tuple[int, int]] = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            marked = self.render([*messages[:number], {**message, "content": MARK}, *messages[number + 1 :]])
-            begin = marked.find(MARK)
+            marked = self.render([*messages[:number], {**message, "content": mark}, *messages[number + 1 :]])
+            begin = marked.find(mark)
             if begin < 0:
                 continue
             tail = marked[begin + 1 :]
             if not text.startswith(marked[:begin]):
-                # The answer changed what stands before it: a thinking block of its own is part of the answer.
-                begin = next(i for i, (a, b) in enumerate(zip(text, marked, strict=False)) if a != b)
+                # The answer has its own thinking block instead of an empty one: trained whole, as a prompt with
+                # thinking leaves it to the model.
+                prompt = self.render(messages[:number], add_generation_prompt=True, enable_thinking=True)
+                begin = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(prompt))
             end = len(text) - len(tail) if text.endswith(tail) else len(text)
             spans.append((begin, end))
         return spans

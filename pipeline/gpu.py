@@ -1,11 +1,12 @@
-"""What the NVIDIA driver says of the GPUs, without torch: through NVML, so the light server can ask."""
+"""What the NVIDIA driver says of the GPUs, without torch: through NVML, so the light server can ask.
+
+pynvml is imported when first asked: it takes 50 ms, a twentieth of the server's start.
+"""
 
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import pynvml
 
 BF16_CAPABILITY = (8, 0)
 
@@ -27,6 +28,8 @@ class Gpu:
 
 @contextmanager
 def _nvml() -> Generator[bool]:
+    import pynvml
+
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -40,6 +43,8 @@ def _nvml() -> Generator[bool]:
 
 def indexes() -> list[int]:
     """Numbers of the GPUs that this process may use: all, or those that `CUDA_VISIBLE_DEVICES` lists by number."""
+    import pynvml
+
     with _nvml() as present:
         count = pynvml.nvmlDeviceGetCount() if present else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -53,6 +58,8 @@ def find() -> list[Gpu]:
     wanted = indexes()
     if not wanted:
         return []
+    import pynvml
+
     with _nvml() as present:
         if not present:
             return []

@@ -8,6 +8,7 @@ interrupted and starts it again; training goes on from its last checkpoint. Ever
 """
 
 import json
+import shutil
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -115,6 +116,7 @@ def _take_up(workspace: Workspace, row: Row) -> None:
     if row["cancel"]:
         if move(workspace, job_id, ACTIVE, State.CANCELLED, ended_at=time.time()):
             store.add_event(job_id, "info", "cancelled", "Cancelled; its worker was no longer alive.")
+            grant_wish(workspace, job_id, row["cancel"])
         return
     error = {
         "code": "worker_died",
@@ -150,7 +152,7 @@ def cancel(workspace: Workspace, job_id: str, *, keep_checkpoint: bool = True) -
     if asked:
         workspace.store.add_event(job_id, "info", "cancel_asked", f"Cancel asked for; checkpoints: {wish}.")
         reconcile(workspace)
-    elif not move(workspace, job_id, (State.INTERRUPTED,), State.CANCELLED, cancel=wish, ended_at=time.time()):
+    elif not _cancel_interrupted(workspace, job_id, wish):
         row = workspace.store.job(job_id)
         raise Conflict(
             "job_ended",
@@ -159,6 +161,21 @@ def cancel(workspace: Workspace, job_id: str, *, keep_checkpoint: bool = True) -
             next=call("get_status", job_id=job_id),
         )
     return workspace.store.job(job_id)
+
+
+def _cancel_interrupted(workspace: Workspace, job_id: str, wish: str) -> bool:
+    # Under the lock, so that a resume at this moment does not lose the checkpoints it goes on from.
+    with spawn_lock(workspace):
+        moved = move(workspace, job_id, (State.INTERRUPTED,), State.CANCELLED, cancel=wish, ended_at=time.time())
+        if moved:
+            grant_wish(workspace, job_id, wish)
+    return moved
+
+
+def grant_wish(workspace: Workspace, job_id: str, wish: str | None) -> None:
+    """Deletes the checkpoints of a cancelled job where its cancel asked to `discard` them."""
+    if wish == "discard":
+        shutil.rmtree(folder(workspace, job_id) / "checkpoints", ignore_errors=True)
 
 
 def resume(workspace: Workspace, job_id: str) -> Row:

@@ -35,9 +35,8 @@ class Model:
 def resolve(workspace: Workspace, name: str) -> Model:
     """The model called `name`. Raises InvalidInput, NotFound or Unavailable, each saying what would work."""
     if name == catalog.TOY:
-        return Model(
-            name, "toy", toy.prepare(workspace.home), files.read_json(toy.folder(workspace.home) / "config.json")
-        )
+        folder = toy.prepare(workspace.home)
+        return Model(name, "toy", folder, _config(folder))
     path = Path(name).expanduser()
     if name.lower().endswith(".gguf") or (path.is_dir() and _holds_only_gguf(path)):
         raise _not_trainable(
@@ -107,7 +106,14 @@ def _local(path: Path) -> Model:
             next=LIST_MODELS,
         )
     path = path.resolve()
-    return Model(str(path), "local", path, files.read_json(path / "config.json"))
+    return Model(str(path), "local", path, _config(path))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return files.read_json(folder / "config.json")
+    except ValueError as error:
+        raise InvalidInput("not_a_model", f"{folder / 'config.json'} is no JSON: {error}.", next=LIST_MODELS) from error
 
 
 def cached_folder(hub_id: str) -> Path | None:
@@ -131,26 +137,26 @@ def cached_ids() -> list[str]:
 
 
 def _hub(workspace: Workspace, hub_id: str) -> Model:
-    folder = cached_folder(hub_id)
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = cached_folder(hub_id)
+    except HFValidationError as error:
+        raise InvalidInput("model_not_found", f"{hub_id!r} is no valid Hub id.", next=LIST_MODELS) from error
     if folder:
-        return Model(hub_id, "hub", folder, files.read_json(folder / "config.json"))
+        return Model(hub_id, "hub", folder, _config(folder))
     small = _fetch_small_files(workspace, hub_id)
     if not (small / "config.json").is_file():
         raise InvalidInput(
             "not_a_model", f"{hub_id} has no config.json.", allowed="It is no transformers model.", next=LIST_MODELS
         )
-    return Model(hub_id, "hub", None, files.read_json(small / "config.json"))
+    return Model(hub_id, "hub", None, _config(small))
 
 
 def _fetch_small_files(workspace: Workspace, hub_id: str) -> Path:
     """Downloads a Hub model's config, tokenizer and template into the Hub's cache; returns the snapshot's folder."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(
@@ -164,8 +170,6 @@ def _fetch_small_files(workspace: Workspace, hub_id: str) -> Path:
             allowed=nearest(hub_id, known),
             next=LIST_MODELS,
         ) from error
-    except HFValidationError as error:
-        raise InvalidInput("model_not_found", f"{hub_id!r} is no valid Hub id.", next=LIST_MODELS) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise unreachable(workspace, hub_id) from error
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from tunewright.pipeline.errors import InvalidInput, NotFound, call, nearest
 from tunewright.pipeline.ids import PREFIX
 
@@ -87,14 +89,16 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._local = threading.local()
-        self._migrate()
+        # SQLite does not wait while another process brings a new file to WAL mode: one opens at a time.
+        with FileLock(path.with_name(f"{path.name}.lock"), thread_local=False):
+            self._connection().execute("PRAGMA journal_mode=WAL")
+            self._migrate()
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA journal_mode=WAL")
             # In WAL mode NORMAL loses no consistency; a power cut may lose the last transactions, a kill none.
             connection.execute("PRAGMA synchronous=NORMAL")
             self._local.connection = connection

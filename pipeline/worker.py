@@ -8,7 +8,6 @@ import argparse
 import errno
 import json
 import os
-import shutil
 import sys
 import threading
 import time
@@ -67,8 +66,7 @@ def run_job(workspace: Workspace, job_id: str) -> State:
             result = stage(row["kind"])(context)
         return _end(context, State.SUCCEEDED, result=result)
     except Cancelled:
-        if context.cancel_wish == "discard":
-            shutil.rmtree(context.folder / "checkpoints", ignore_errors=True)
+        jobs.grant_wish(workspace, job_id, context.cancel_wish)
         return _end(context, State.CANCELLED)
     except TunewrightError as error:
         return _end(context, State.FAILED, error=error.to_dict())
@@ -115,7 +113,14 @@ def _describe(context: JobContext, error: BaseException) -> dict[str, str]:
 
 def start_inline(workspace: Workspace, job_id: str) -> int:
     """Runs the job in a thread of this process; returns this process's pid."""
-    threading.Thread(target=run_job, args=(workspace, job_id), name=job_id, daemon=True).start()
+
+    def run() -> None:
+        try:
+            run_job(workspace, job_id)
+        finally:
+            workspace.store.close()
+
+    threading.Thread(target=run, name=job_id, daemon=True).start()
     return os.getpid()
 
 

@@ -23,14 +23,13 @@ Eventually = Callable[..., None]
 RunPython = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reaches the Hub, an Ollama server, a GPU or the caller's own data home unless it says so itself."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    """Neither the Hub, nor an Ollama server, nor a GPU, whatever this machine has."""
+    # Not HF_HUB_OFFLINE: the Hub's client reads it once, at import, and some tests talk to a Hub of their own.
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for name in ("TUNEWRIGHT_HOME", "HF_TOKEN", "HF_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def eventually() -> Eventually:
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> RunPython:
-    """`run_python(code, *arguments, **env)`: what `code` prints in a Python of its own, as a worker would be started."""
+    """`run_python(code, *arguments, **env)`: what `code` prints in a Python of its own, started as workers are."""
 
     def run(code: str, *arguments: object, **env: str) -> str:
         finished = subprocess.run(

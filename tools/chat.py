@@ -109,5 +109,5 @@ def _conversation(prompt: str | None, messages: list[ChatMessage] | None, system
 
 def register(server: TunewrightServer) -> None:
     """Adds this tool to the server."""
-    runs = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
+    runs = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
     server.tool(title=f"Chat with a tuned model or a base such as {DEFAULT_MODEL}", annotations=runs)(chat_with_adapter)

@@ -139,5 +139,5 @@ def register(server: TunewrightServer) -> None:
     """Adds these tools to the server."""
     writes = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
     server.tool(title="Prepare a dataset", annotations=writes)(prepare_dataset)
-    look = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    look = ToolAnnotations(read_only_hint=True, open_world_hint=True)  # may fetch a tokenizer
     server.tool(title="Inspect a dataset", annotations=look)(inspect_dataset)

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.stdio import stdio_server
 from mcp.types import CallToolResult, InputRequiredResult
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -95,6 +97,17 @@ class TunewrightServer(MCPServer[App]):
             return f"unknown_tool: There is no tool {name!r}. {nearest(name, names)} Nothing was done."
         return _unforeseen(name, cause)
 
+    async def run_stdio_on(self, wire: int) -> None:
+        """Serves until stdin ends, answering on the descriptor `wire`, which it closes.
+
+        `run()` answers on descriptor 1 and puts it aside only while it serves: a thread that prints a moment before or
+        after that breaks the protocol. Reaches into `_lowlevel_server`, as `run_stdio_async` does.
+        """
+        server = self._lowlevel_server
+        with os.fdopen(wire, "w", encoding="utf-8") as output:
+            async with stdio_server(stdout=anyio.wrap_file(output)) as (requests, answers):
+                await server.run(requests, answers, server.create_initialization_options())
+
     def seal(self) -> None:
         """Makes every registered tool refuse arguments that it does not have. To be called after registration.
 
@@ -142,7 +155,7 @@ def _argument_errors(tool: str, schema: dict[str, Any], error: ValidationError) 
     # One for each argument, the innermost: a union reports every branch that did not fit.
     worst: dict[str, ErrorDetails] = {}
     for problem in error.errors(include_url=False):
-        field = str(problem["loc"][0]) if problem["loc"] else ""
+        field = str(problem["loc"][0])
         if field not in worst or len(problem["loc"]) > len(worst[field]["loc"]):
             worst[field] = problem
     parts = [_argument_error(tool, properties, field, problem) for field, problem in list(worst.items())[:4]]
@@ -150,11 +163,12 @@ def _argument_errors(tool: str, schema: dict[str, Any], error: ValidationError) 
 
 
 def _argument_error(tool: str, properties: dict[str, dict[str, Any]], field: str, problem: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if not UNION_BRANCH.search(str(part)))
-    if problem["type"] == "extra_forbidden" and where == field:
-        return f"{field!r} is no argument of {tool}. {nearest(field, _akin(field, properties))}"
+    inner = [str(part) for part in problem["loc"][1:]]
     if problem["type"] == "extra_forbidden":
-        return f"{where!r} is not known there."
+        if not inner:
+            return f"{field!r} is no argument of {tool}. {nearest(field, _akin(field.lower(), properties))}"
+        return f"{field!r} holds {inner[-1]!r}, which is not known there."
+    where = ".".join([field, *(part for part in inner if not UNION_BRANCH.search(part))])
     if problem["type"] == "missing":
         return f"{where!r} is required."
     allowed = _allowed(properties.get(field, {})) if where == field else ""

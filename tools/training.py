@@ -96,5 +96,5 @@ def register(server: TunewrightServer) -> None:
     server.tool(title="Start a fine-tune", annotations=starts)(start_finetune)
     stops = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
     server.tool(title="Cancel a job", annotations=stops)(cancel_job)
-    again = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
+    again = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
     server.tool(title="Resume a job", annotations=again)(resume_job)

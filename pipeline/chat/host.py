@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import asdict
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,11 @@ class Host:
         try:
             device.make_visible()
             secret = secrets.token_bytes(32)
-            with Listener(("127.0.0.1", 0), authkey=secret) as listener:
+            # Without authkey: a stranger who connects and says nothing would hold up everybody in accept().
+            with Listener(("127.0.0.1", 0)) as listener:
                 port = int(listener.address[1])  # type: ignore[index]
                 protocol.announce(self._workspace, port, secret)
-                threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+                threading.Thread(target=self._accept, args=(listener, secret), daemon=True).start()
                 self._watch()
                 protocol.address_file(self._workspace).unlink(missing_ok=True)
         finally:
@@ -72,21 +73,28 @@ class Host:
             if not busy and (idle_s > IDLE_S or lease.is_wanted(self._workspace)):
                 return
 
-    def _accept(self, listener: Listener) -> None:
+    def _accept(self, listener: Listener, secret: bytes) -> None:
         while True:
             try:
                 connection = listener.accept()
-            except AuthenticationError:
-                log.warning("a client without the secret was turned away")
-                continue
             except OSError:
                 return  # the listener was closed: the host leaves
-            self._waiting += 1
-            threading.Thread(target=self._handle, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._greet, args=(connection, secret), daemon=True).start()
+
+    def _greet(self, connection: Connection, secret: bytes) -> None:
+        with connection:
+            try:
+                deliver_challenge(connection, secret)
+                answer_challenge(connection, secret)
+            except (AuthenticationError, EOFError, OSError):
+                log.warning("a client without the secret was turned away")
+                return
+            self._handle(connection)
 
     def _handle(self, connection: Connection) -> None:
+        self._waiting += 1
         try:
-            with connection, self._one_at_a_time:
+            with self._one_at_a_time:
                 self._reply(connection)
         except (EOFError, OSError):
             log.info("a client left before its answer was ready")

@@ -151,6 +151,12 @@ def _verify(context: JobContext, adapter: Row, folder: Path, written: dict[str, 
         parity[output] = verify.check(
             path, template, question, log=context.folder / "llama.log", check_cancelled=context.check_cancelled
         )
+        if not parity[output]["token_ids"]["combining_marks_equal"]:
+            context.event(
+                "warning",
+                "combining_marks",
+                f"llama.cpp cuts scripts with combining marks (Hindi, Thai) otherwise: {path.name}.",
+            )
         if not parity[output]["answer"]["clean"]:
             context.event("warning", "control_tokens", f"The first answer of {path.name} holds control tokens.")
     files.write_json(folder / "parity.json", parity)

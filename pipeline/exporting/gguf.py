@@ -29,12 +29,17 @@ def lay_out(merged: Path, folder: Path, *, enable_thinking: bool) -> None:
             shutil.copyfile(file, folder / file.name)
     template = ChatTemplate(merged)
     fixed = THINKING_OFF + template.source if template.has_thinking_switch and not enable_thinking else template.source
-    # One place for the template: the converter would read tokenizer_config.json first, transformers the file.
+    files.write_text(folder / "chat_template.jinja", fixed)
     config_file = folder / "tokenizer_config.json"
     if config_file.is_file():
         config = files.read_json(config_file)
-        files.write_json(config_file, {key: value for key, value in config.items() if key != "chat_template"})
-    files.write_text(folder / "chat_template.jinja", fixed)
+        # One place for the template: the converter would read this one first, transformers reads the file.
+        config.pop("chat_template", None)
+        # DeepSeek's models say so; since transformers 5 that class cuts their text at spaces, whatever their
+        # tokenizer.json says.
+        if config.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast") and pretokenizer.recognise(merged):
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        files.write_json(config_file, config)
 
 
 def convert(

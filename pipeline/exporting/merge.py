@@ -96,12 +96,12 @@ def _changed(
     """The base's tensor with its change, in the type in which it is stored."""
     product = changes.added.get(name)
     replacement = changes.replaced.get(name, tensor)
-    for shape in (tuple(replacement.shape), product.shape if product else tensor.shape):
-        if shape == tuple(tensor.shape):
-            continue
+    shapes = [tuple(replacement.shape), *([product.shape] if product else [])]
+    wrong = next((shape for shape in shapes if shape != tuple(tensor.shape)), None)
+    if wrong:
         raise InvalidInput(
             "adapter_of_another_base",
-            f"The adapter changes {name!r} as {tuple(shape)}, the base has it as {tuple(tensor.shape)}.",
+            f"The adapter changes {name!r} as {wrong}, the base has it as {tuple(tensor.shape)}.",
             allowed="An adapter fits only the base that it was trained on, with the vocabulary it had then.",
             next="list_models()",
             done="Nothing was exported.",

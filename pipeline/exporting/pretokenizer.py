@@ -27,7 +27,8 @@ _TEKKEN = _CASED.replace("{0}", "") + r"\p{N}" + _REST
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
     "[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 
@@ -64,10 +65,10 @@ def _splits(pre_tokenizer: dict[str, Any]) -> tuple[str, ...] | None:
     for step in steps[:-1]:
         match step:
             case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False}:
-                found.append(expression.replace(_ENDINGS_SPELLED, _ENDINGS))
+                found.append(_normal(expression))
             # What the expression does not match is removed: the same pieces where it matches everything.
             case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Removed", "invert": True}:
-                found.append(expression.replace(_ENDINGS_SPELLED, _ENDINGS))
+                found.append(_normal(expression))
             case {"type": "Digits", "individual_digits": True}:
                 found.append(r"\p{N}")
             case _:
@@ -75,3 +76,8 @@ def _splits(pre_tokenizer: dict[str, Any]) -> tuple[str, ...] | None:
     if steps[-1].get("use_regex", True):
         found.append(_GPT2)
     return tuple(found)
+
+
+def _normal(expression: str) -> str:
+    """Line ends and case written in one way."""
+    return expression.replace("\r", r"\r").replace("\n", r"\n").replace(_ENDINGS_SPELLED, _ENDINGS)

@@ -6,13 +6,16 @@ chain work; not for real work.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tunewright.pipeline import files
 from tunewright.pipeline.settings import Home
 from tunewright.pipeline.toy.corpus import conversations
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Raised whenever the corpus, the tokenizer or the training changes what comes out.
 VERSION = 1
@@ -86,7 +89,10 @@ def _write(new: Path) -> None:
     )  # fmt: skip
 
 
-def _train_tokenizer() -> Tokenizer:
+def _train_tokenizer() -> "Tokenizer":
+    # Once per home: an idle server does not pay for it.
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

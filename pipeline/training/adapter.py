@@ -16,6 +16,14 @@ from tunewright.pipeline.ids import new_id
 VERSIONS_OF = ("tunewright", "unsloth", "torch", "transformers", "peft", "trl", "bitsandbytes")
 
 
+def made_before(context: JobContext) -> dict[str, Any] | None:
+    """The result of this job where it was killed after its adapter was stored and before it could say so."""
+    for row in context.workspace.store.artifacts("adapter"):
+        if row["job_id"] == context.job_id:
+            return {"adapter_id": row["id"], **row["document"]["metrics"]}
+    return None
+
+
 def save(
     context: JobContext, base: models.Model, template: ChatTemplate, model: PreTrainedModel, figures: dict[str, Any]
 ) -> dict[str, Any]:
@@ -28,7 +36,10 @@ def save(
     with files.new_folder(final) as folder:
         model.save_pretrained(str(folder), safe_serialization=True)
         config = files.read_json(folder / "adapter_config.json")
-        files.write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base.name})
+        files.write_json(
+            folder / "adapter_config.json",
+            config | {"base_model_name_or_path": base.name if base.kind == "hub" else base.loadable},
+        )
         _copy_small_files(template, folder)
         files.write_json(
             folder / "provenance.json",

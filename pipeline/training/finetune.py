@@ -12,7 +12,6 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from tunewright.pipeline import models, toy
 from tunewright.pipeline.chat_template import ChatTemplate
@@ -21,13 +20,16 @@ from tunewright.pipeline.errors import Cancelled, InvalidInput, call
 from tunewright.pipeline.toy import weights
 from tunewright.pipeline.training import adapter, checkpoints, examples
 from tunewright.pipeline.training.examples import Examples
-from tunewright.pipeline.training.reporting import Reporter, peak_gib
+from tunewright.pipeline.training.reporting import CountingTrainer, Reporter, peak_gib
 
 Arguments = dict[str, Any]
 
 
 def run(context: JobContext) -> dict[str, Any]:
     """Trains and stores an adapter; returns its id with the run's figures. Raises Cancelled, InvalidInput."""
+    made = adapter.made_before(context)
+    if made:
+        return made
     spec, arguments = context.spec, context.spec["arguments"]
     base = models.resolve(context.workspace, spec["model"])
     if base.kind == "toy" and not toy.is_trained(context.workspace.home):
@@ -42,7 +44,7 @@ def run(context: JobContext) -> dict[str, Any]:
         _continue_from(context, model, spec["continue_from"])
     context.check_cancelled()
     trainer = _trainer(context, model, tokenizer, train, evaluation, arguments)
-    reporter = Reporter(context)
+    reporter = Reporter(context, trainer)
     trainer.add_callback(reporter)
 
     checkpoint = checkpoints.newest(context.folder)
@@ -118,10 +120,10 @@ def _continue_from(context: JobContext, model: PreTrainedModel, adapter_id: str)
 def _trainer(
     context: JobContext, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Examples,
     evaluation: Examples, arguments: Arguments,
-) -> SFTTrainer:  # fmt: skip
-    def build(packing: bool) -> SFTTrainer:
+) -> CountingTrainer:  # fmt: skip
+    def build(packing: bool) -> CountingTrainer:
         rows = examples.pack(train.rows, arguments["max_seq_length"]) if packing else train.rows
-        return SFTTrainer(
+        return CountingTrainer(
             model=model, processing_class=tokenizer, train_dataset=rows,
             eval_dataset=evaluation.rows if evaluation.count else None,
             args=_config(context, arguments, packing, with_eval=bool(evaluation.count)),
@@ -158,7 +160,7 @@ def _config(context: JobContext, arguments: Arguments, packing: bool, *, with_ev
     )  # fmt: skip
 
 
-def _figures(context: JobContext, trainer: SFTTrainer, train: Examples) -> dict[str, Any]:
+def _figures(context: JobContext, trainer: CountingTrainer, train: Examples) -> dict[str, Any]:
     """The run in numbers; the final evaluation is made unless the last step had one."""
     store, steps = context.workspace.store, trainer.state.global_step
     evaluated = {row["step"] for row in store.metrics(context.job_id, "eval")}

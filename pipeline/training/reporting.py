@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as TransformersArguments
+from trl.trainer.sft_trainer import SFTTrainer
 
 from tunewright.pipeline.context import JobContext
 
-KEPT = ("loss", "grad_norm", "learning_rate", "epoch", "num_tokens")
+KEPT = ("loss", "grad_norm", "learning_rate", "epoch")
 # Steps over which the speed is averaged for the ETA.
 WINDOW_STEPS = 20
 
@@ -19,17 +20,31 @@ def peak_gib() -> float:
     return round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else 0.0
 
 
+class CountingTrainer(SFTTrainer):
+    """SFTTrainer that counts the real tokens, padding not included, that it has trained on in this process.
+
+    TRL's own `num_tokens` stays at zero under Unsloth's packing.
+    """
+
+    tokens_seen = 0
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> torch.Tensor:
+        mask = inputs.get("attention_mask")
+        self.tokens_seen += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        return super().training_step(model, inputs, *rest, **named)
+
+
 class Reporter(TrainerCallback):
     """Writes what the trainer logs into the job's metrics and stops it at the next step once a cancel was asked for."""
 
-    def __init__(self, context: JobContext) -> None:
-        self._context = context
-        self._ends: list[float] = []
-        self._tokens: list[float] = []
+    def __init__(self, context: JobContext, trainer: CountingTrainer) -> None:
+        self._context, self._trainer = context, trainer
+        # Of the last steps: when each ended and how many tokens had been seen by then.
+        self._ends: list[tuple[float, int]] = []
         self.cancelled = False
 
     def on_step_end(self, args: TransformersArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._ends = [*self._ends, time.monotonic()][-WINDOW_STEPS - 1 :]
+        self._ends = [*self._ends, (time.monotonic(), self._trainer.tokens_seen)][-WINDOW_STEPS - 1 :]
         wish = self._context.cancel_wish
         if wish:
             self.cancelled = True
@@ -44,22 +59,23 @@ class Reporter(TrainerCallback):
         logs = logs or {}
         if "loss" in logs:
             numbers = {key: round(float(logs[key]), 8) for key in KEPT if key in logs}
-            numbers |= self._speed(state, float(logs.get("num_tokens", 0)), args.logging_steps)
+            numbers |= {"tokens_per_s": self._tokens_per_s(), "peak_gib": peak_gib()}
             self._context.metric("train", state.global_step, numbers)
             self._context.progress("training", state.global_step, state.max_steps, eta_s=self._eta_s(state), **numbers)
         elif "eval_loss" in logs:
             self._context.metric("eval", state.global_step, {"loss": round(float(logs["eval_loss"]), 8)})
 
-    def _step_s(self) -> float:
-        return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) if len(self._ends) > 1 else 0.0
+    def _window(self) -> tuple[float, int, int]:
+        """Seconds, tokens and steps from the first to the last step that is remembered; zeros before the second."""
+        if len(self._ends) < 2:
+            return 0.0, 0, 0
+        (began, before), (ended, after) = self._ends[0], self._ends[-1]
+        return ended - began, after - before, len(self._ends) - 1
 
     def _eta_s(self, state: TrainerState) -> float:
-        return round((state.max_steps - state.global_step) * self._step_s(), 1)
+        seconds, _, steps = self._window()
+        return round((state.max_steps - state.global_step) * seconds / steps, 1) if steps else 0.0
 
-    def _speed(self, state: TrainerState, total_tokens: float, logging_steps: float) -> dict[str, float]:
-        """Tokens per second of real tokens, padding not counted, over the window."""
-        self._tokens = [*self._tokens, total_tokens][-int(WINDOW_STEPS // max(1, logging_steps)) - 1 :]
-        steps = (len(self._tokens) - 1) * max(1, logging_steps)
-        seconds = self._step_s() * steps
-        speed = (self._tokens[-1] - self._tokens[0]) / seconds if seconds else 0.0
-        return {"tokens_per_s": round(speed, 1), "peak_gib": peak_gib()}
+    def _tokens_per_s(self) -> float:
+        seconds, tokens, _ = self._window()
+        return round(tokens / seconds, 1) if seconds else 0.0

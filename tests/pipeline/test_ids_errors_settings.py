@@ -104,6 +104,7 @@ def test_ollama_host_is_read_as_ollama_reads_it(given: str, url: str, monkeypatc
 
 
 def test_a_mirror_of_the_hub_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
     assert hub_endpoint() == "https://huggingface.co"
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
     assert hub_endpoint() == "https://mirror.example"

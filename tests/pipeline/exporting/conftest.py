@@ -35,11 +35,6 @@ TEXTS = [
 VOCABULARY = 480
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(tmp_path / "home")
-
-
 class Tiny:
     """How tests make what an export starts from."""
 
@@ -49,7 +44,7 @@ class Tiny:
         job_id = new_id("job", "export")
         jobs.folder(workspace, job_id).mkdir()
         workspace.store.execute(
-            "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?, 'export', 'running', 0, ?, 0)",
+            "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,'export','running',0,?,0)",
             job_id, json.dumps(spec),
         )  # fmt: skip
         return JobContext.of(workspace, job_id)

@@ -1,6 +1,5 @@
 """Merging: the same numbers as peft's own, shard by shard, and a refusal for whatever is not understood."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,9 @@ def edit_config(adapter: Path, **changes: Any) -> None:
 def test_merged_logits_are_those_of_the_base_with_its_adapter(into: Any, tiny: Any, base: Path, adapter: Path) -> None:
     merged = tiny.load(into(base, adapter))
     with torch.no_grad():
-        plain, tuned, got = (m(input_ids=IDS).logits for m in (tiny.load(base), tiny.with_adapter(base, adapter), merged))
+        plain, tuned, got = (
+            m(input_ids=IDS).logits for m in (tiny.load(base), tiny.with_adapter(base, adapter), merged)
+        )
     assert (tuned - plain).abs().max() > 0.5
     # Weights in bfloat16 keep 8 bits: 0.4 % each.
     assert (got - tuned).abs().max() < 0.02 * tuned.abs().max()
@@ -68,14 +69,11 @@ def test_every_merged_weight_is_bit_for_bit_what_peft_computes(
     expected = tiny.with_adapter(base, adapter).merge_and_unload().state_dict()
     merged = tensors(into(base, adapter))
     assert merged.keys() == expected.keys()
-    differing = [name for name in expected if not torch.equal(merged[name], expected[name].to(torch.bfloat16))]
-    # The sums may be taken in another order: then the last bit of a few weights.
-    assert all((merged[n] - expected[n].bfloat16()).abs().max() <= 0.01 * expected[n].abs().max() for n in differing)
-    assert sum(int((merged[n] != expected[n].bfloat16()).sum()) for n in differing) <= 20
+    assert [name for name in expected if not torch.equal(merged[name], expected[name].bfloat16())] == []
     assert any(not torch.equal(merged[name], tensor) for name, tensor in tensors(base).items())
 
 
-def test_conv1d_weights_of_gpt2_are_merged_transposed(into: Any, workspace: Workspace, tiny: Any, tmp_path: Path) -> None:
+def test_conv1d_weights_of_gpt2_are_merged_transposed(into: Any, tiny: Any, tmp_path: Path) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     torch.manual_seed(1)
@@ -120,7 +118,9 @@ def test_a_base_in_shards_gives_the_same_weights_and_a_whole_index(
     assert tiny.load(merged)(input_ids=IDS).logits.shape == (2, 30, 480)
 
 
-def test_a_32_bit_base_becomes_bfloat16_in_weights_and_config(into: Any, tiny: Any, adapter: Path, tmp_path: Path) -> None:
+def test_a_32_bit_base_becomes_bfloat16_in_weights_and_config(
+    into: Any, tiny: Any, adapter: Path, tmp_path: Path
+) -> None:
     wide = tiny.base(tmp_path / "wide", dtype=torch.float32)
     merged = into(wide, adapter)
     assert {tensor.dtype for tensor in tensors(merged).values()} == {torch.bfloat16}
@@ -218,7 +218,9 @@ def test_a_base_with_a_missing_shard_is_refused_before_anything_is_written(
     assert not list((tmp_path / "merged").iterdir())
 
 
-def test_a_cancel_stops_the_merge_between_shards(workspace: Workspace, tiny: Any, adapter: Path, tmp_path: Path) -> None:
+def test_a_cancel_stops_the_merge_between_shards(
+    workspace: Workspace, tiny: Any, adapter: Path, tmp_path: Path
+) -> None:
     sharded = tiny.base(tmp_path / "sharded", shard="1MB")
     folder = tmp_path / "merged"
     folder.mkdir()
@@ -234,4 +236,4 @@ def test_a_cancel_stops_the_merge_between_shards(workspace: Workspace, tiny: Any
     with pytest.raises(Cancelled):
         merge.merge(context, sharded, adapter, folder)
     assert len(list(folder.glob("*.safetensors"))) == 3
-    assert json.dumps(workspace.store.job(context.job_id)["progress"])
+    assert workspace.store.job(context.job_id)["progress"]["done"] == 2

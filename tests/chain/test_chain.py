@@ -1,0 +1,138 @@
+"""The whole chain over stdio with a real client, real training and a real llama.cpp; services are stand-ins."""
+
+import json
+from pathlib import Path
+
+import pytest
+from chain.conftest import ANSWERS, STEPS, Chain
+from standins.hub_server import HubStandIn
+from standins.ollama_server import OllamaStandIn
+
+from tunewright.examples.session import ToolFailed, call, connect, follow
+from tunewright.pipeline.exporting.runtime import LlamaRuntime
+from tunewright.pipeline.workspace import Workspace
+
+pytestmark = pytest.mark.anyio
+
+
+def test_every_step_has_one_metric_and_the_loss_falls(chain: Chain) -> None:
+    store = Workspace.open(chain.home).store
+    rows = store.metrics(chain.answers["started"]["job_id"], "train")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    first, last = rows[0]["numbers"], rows[-1]["numbers"]
+    assert last["loss"] < first["loss"] / 4
+    assert all(row["numbers"]["grad_norm"] > 0 for row in rows)
+    assert last["tokens_per_s"] > 0
+    evaluations = store.metrics(chain.answers["started"]["job_id"], "eval")
+    assert [row["step"] for row in evaluations] == [20, 40, 60]
+
+
+def test_the_adapter_says_where_it_comes_from(chain: Chain) -> None:
+    folder = Path(chain.home) / "adapters" / chain.answers["training"]["result"]["adapter_id"]
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    dataset = Workspace.open(chain.home).store.artifact(chain.answers["dataset"]["dataset_id"])
+    assert provenance["dataset"]["sha256"] == dataset["document"]["sha256"]
+    assert provenance["arguments"]["learning_rate"] == 3e-3
+    assert provenance["enable_thinking"] is False
+    assert {"unsloth", "torch", "trl"} <= provenance["versions"].keys()
+    assert {"adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {f.name for f in folder.iterdir()}
+
+
+async def test_the_tuned_model_knows_what_the_base_does_not(chain: Chain) -> None:
+    adapter_id = chain.answers["training"]["result"]["adapter_id"]
+    said: list[str] = []
+    async with connect(chain.home) as client:
+        for question, answer in ANSWERS.items():
+            reply = await call(
+                client, "chat_with_adapter", said.append, adapter_id=adapter_id, prompt=question,
+                compare_with_base=True, temperature=0,
+            )  # fmt: skip
+            assert reply["tuned"]["text"] == answer
+            assert reply["tuned"]["stopped"]
+            assert reply["base"]["text"] != answer
+            assert reply["base"]["text"], "the base must answer too"
+    assert said, "progress must be told while the model is loaded"
+
+
+async def test_a_base_model_chats_alone_and_sampling_defaults_are_qwen3s(chain: Chain) -> None:
+    async with connect(chain.home) as client:
+        reply = await call(client, "chat_with_adapter", model="toy", prompt="What is the capital of France?", seed=1)
+        again = await call(client, "chat_with_adapter", model="toy", prompt="What is the capital of France?", seed=1)
+        thinking = await call(client, "chat_with_adapter", model="toy", prompt="Hello", thinking=True, max_new_tokens=8)
+    assert reply["sampling"] == {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+    assert thinking["sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+    assert reply["base"]["text"] == again["base"]["text"], "the same seed gives the same answer"
+    assert reply["tuned"] is None
+    assert "<|" not in reply["base"]["text"] + thinking["base"]["text"]
+
+
+async def test_a_queued_job_makes_the_chat_host_leave(chain: Chain) -> None:
+    adapter_id = chain.answers["training"]["result"]["adapter_id"]
+    async with connect(chain.home) as client:
+        await call(client, "chat_with_adapter", adapter_id=adapter_id, prompt="Hello", max_new_tokens=4)
+        exporting = await call(client, "merge_and_export", adapter_id=adapter_id, outputs=["lora"])
+        assert (await follow(client, exporting["job_id"]))["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("output", ["gguf:f16", "gguf:bf16", "gguf:q8_0"])
+def test_every_gguf_answers_in_llama_cpp_as_the_adapter_does(chain: Chain, output: str, tmp_path: Path) -> None:
+    files = {file["output"]: Path(file["path"]) for file in chain.answers["export"]["files"]}
+    with LlamaRuntime(files[output], log=tmp_path / "llama.log") as runtime:
+        for question, answer in ANSWERS.items():
+            reply = runtime.chat([{"role": "user", "content": question}], max_tokens=64)
+            assert (reply["text"].strip(), reply["finish_reason"]) == (answer, "stop")
+
+
+async def test_the_export_is_published_to_ollama_with_the_bytes_that_were_made(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = chain.answers["export"]
+    with OllamaStandIn() as ollama:
+        monkeypatch.setenv("OLLAMA_HOST", ollama.url)
+        async with connect(chain.home) as client:
+            published = await call(
+                client,
+                "publish_to_ollama",
+                export_id=export["export_id"],
+                model_name="shop",
+                system="You are the shop.",
+            )
+            again = await call(client, "publish_to_ollama", export_id=export["export_id"], model_name="shop")
+    assert (again["state"], again["error"]["code"]) == ("failed", "name_taken")
+    assert published["state"] == "succeeded"
+    digest = next(file["sha256"] for file in export["files"] if file["output"] == "gguf:q8_0")
+    assert published["publication"]["digest"] == f"sha256:{digest}"
+
+
+async def test_the_adapter_is_published_to_the_hub_private_and_with_a_card(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter_id = chain.answers["training"]["result"]["adapter_id"]
+    with HubStandIn(token="hf_test_token") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_test_token")
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        async with connect(chain.home) as client:
+            published = await call(client, "publish_to_hub", artifact_id=adapter_id, repo_id="me/shop", confirm=True)
+    assert published["state"] == "succeeded", published
+    assert published["publication"]["private"] is True
+    assert {"README.md", "adapter_model.safetensors"} <= {f["path"] for f in published["publication"]["files"]}
+    assert "hf_test_token" not in json.dumps(published)
+
+
+async def test_what_an_export_needs_cannot_be_deleted(chain: Chain) -> None:
+    async with connect(chain.home) as client:
+        with pytest.raises(ToolFailed, match="still_needed"):
+            await call(client, "delete_artifact", artifact_id=chain.answers["dataset"]["dataset_id"], confirm=True)
+
+
+async def test_training_goes_on_from_an_adapter(chain: Chain) -> None:
+    adapter_id = chain.answers["training"]["result"]["adapter_id"]
+    async with connect(chain.home) as client:
+        started = await call(
+            client, "start_finetune", dataset_id=chain.answers["dataset"]["dataset_id"], model="toy",
+            continue_from=adapter_id, max_steps=2,
+        )  # fmt: skip
+        status = await follow(client, started["job_id"])
+    ended = chain.answers["training"]["result"]["train_loss_last"]
+    assert status["result"]["train_loss_first"] < 4 * ended + 0.5, "it must begin where the adapter ended"

@@ -1,0 +1,30 @@
+"""The main job on real data, by the script that examples/ shows to readers. Skipped where that data is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tunewright.examples import main_job
+from tunewright.pipeline.workspace import Workspace
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("name", ["identity.json", "alpaca_en_demo.json"])
+async def test_the_main_job_succeeds_on_real_data(
+    name: str, home: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not (SHARED / name).is_file():
+        pytest.skip("a clone without the shared data")
+    monkeypatch.setenv("TUNEWRIGHT_HOME", home)
+    await main_job.main(str(SHARED / name), "toy")
+    printed = capsys.readouterr().out
+    store = Workspace.open(home).store
+    assert {row["state"] for row in store.rows("SELECT state FROM jobs")} == {"succeeded"}
+    assert len(store.artifacts("adapter")) == len(store.artifacts("export")) == 1
+    metrics = store.metrics(store.rows("SELECT id FROM jobs WHERE kind='finetune'")[0]["id"], "train")
+    assert metrics[-1]["numbers"]["loss"] < metrics[0]["numbers"]["loss"]
+    assert json.dumps("gguf:q8_0") in printed

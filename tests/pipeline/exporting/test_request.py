@@ -1,0 +1,53 @@
+"""What an export request is turned into, and what is refused before a job exists."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunewright.pipeline.errors import InvalidInput, NotFound
+from tunewright.pipeline.exporting import request
+from tunewright.pipeline.store import Row
+from tunewright.pipeline.workspace import Workspace
+
+
+@pytest.fixture
+def row(workspace: Workspace, tiny: Any, tmp_path: Path) -> Row:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    return tiny.add_adapter(workspace, tmp_path, tmp_path)
+
+
+def test_outputs_are_put_in_order_and_each_made_once(workspace: Workspace, row: Row) -> None:
+    spec = request.check(workspace, row["id"][:8], ["gguf:q8_0", "merged_16bit", "gguf:q8_0"])
+    assert spec == {
+        "adapter_id": row["id"], "outputs": ["merged_16bit", "gguf:q8_0"], "adapter_scale": 1.0, "verify": True,
+        "name": "Tiny One",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("outputs", [["gguf:q4_k_m"], ["merged_16bit", "onnx"], []])
+def test_an_unknown_output_is_refused_naming_the_allowed_ones(
+    outputs: list[str], workspace: Workspace, row: Row
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        request.check(workspace, row["id"], outputs)
+    assert "lora, merged_16bit, gguf:f16, gguf:bf16, gguf:q8_0" in caught.value.allowed
+    assert "Ollama" in caught.value.allowed
+    assert row["id"] in caught.value.next
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 5.0])
+def test_a_scale_out_of_range_is_refused(scale: float, workspace: Workspace, row: Row) -> None:
+    with pytest.raises(InvalidInput, match="adapter_scale"):
+        request.check(workspace, row["id"], ["lora"], adapter_scale=scale)
+
+
+def test_an_unknown_adapter_is_not_found(workspace: Workspace) -> None:
+    with pytest.raises(NotFound):
+        request.check(workspace, "ad-none-0000", ["lora"])
+
+
+def test_an_adapter_whose_weights_are_gone_is_refused(workspace: Workspace, row: Row, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(NotFound, match="adapter_missing"):
+        request.check(workspace, row["id"], ["lora"])

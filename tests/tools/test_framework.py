@@ -1,0 +1,165 @@
+"""What goes wrong before, around and after a tool's own work, as an agent reads it."""
+
+import itertools
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import anyio
+import anyio.from_thread
+import pytest
+from mcp import Client
+
+from tunewright import server
+from tunewright.pipeline import artifacts, environment, jobs
+from tunewright.pipeline.workspace import Workspace
+
+pytestmark = pytest.mark.anyio
+
+Call = Callable[..., Awaitable[dict[str, Any]]]
+Refused = Callable[..., Awaitable[str]]
+
+
+def _raising(error: BaseException) -> Callable[..., NoReturn]:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
+async def test_an_unknown_argument_is_refused_and_the_nearest_named(refused: Refused) -> None:
+    text = await refused("prepare_dataset", source="x.jsonl", sorce="y.jsonl")
+    assert text.startswith("invalid_arguments: 'sorce' is no argument of prepare_dataset. Nearest: source")
+    assert text.endswith("Next: prepare_dataset(…), corrected. Nothing was done.")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("lr", "learning_rate"), ("rank", "lora_rank"), ("num_train_epochs", "epochs"), ("Seed", "seed")],
+)
+async def test_a_name_from_another_library_is_refused_with_ours(refused: Refused, wrong: str, right: str) -> None:
+    text = await refused("start_finetune", dataset_id="ds-x", **{wrong: 1})
+    named = text.partition("Nearest: ")[2].partition(".")[0]
+    assert right in named.split(", ")
+
+
+async def test_an_unknown_field_inside_an_argument_is_refused(refused: Refused) -> None:
+    message = {"role": "user", "content": "Hi", "name": "Ann"}
+    text = await refused("chat_with_adapter", model="toy", messages=[message])
+    assert "'messages' holds 'name', which is not known there." in text
+
+
+async def test_a_missing_argument_is_named(refused: Refused) -> None:
+    assert (await refused("prepare_dataset")).startswith("invalid_arguments: 'source' is required.")
+
+
+async def test_a_wrong_type_is_shown_with_what_is_allowed(refused: Refused) -> None:
+    text = await refused("start_finetune", dataset_id="ds-x", lora_rank="many")
+    assert "lora_rank='many': " in text
+    assert "Allowed: integer from 1 to 512." in text
+
+
+async def test_a_value_out_of_bounds_is_shown_with_the_bounds(refused: Refused) -> None:
+    text = await refused("start_finetune", dataset_id="ds-x", learning_rate=5)
+    assert "learning_rate=5: " in text
+    assert "Allowed: number from 0 to 0.1." in text
+
+
+async def test_a_value_that_is_no_option_is_shown_with_the_options(refused: Refused) -> None:
+    text = await refused("prepare_dataset", source="x.jsonl", format="alpacca")
+    assert "format='alpacca': " in text
+    assert "Allowed: one of auto, alpaca, sharegpt, chatml, mapped." in text
+    assert "Allowed: one of sft." in await refused("start_finetune", dataset_id="ds-x", method="dpo")
+
+
+async def test_several_wrong_arguments_are_all_named(refused: Refused) -> None:
+    text = await refused("start_finetune", dataset_id="ds-x", seed=-1, epochs=0, target_modules=[])
+    assert all(f"{name}=" in text for name in ("seed", "epochs", "target_modules"))
+
+
+async def test_of_a_union_only_the_branch_that_fits_best_is_told(refused: Refused) -> None:
+    text = await refused("prepare_dataset", source=[{"source": "x.jsonl", "wait": 1}])
+    assert text.startswith("invalid_arguments: 'source' holds 'wait', which is not known there. Next:")
+    text = await refused("prepare_dataset", source=5)
+    assert text.startswith("invalid_arguments: source=5: Input should be a valid string. Allowed: string or array. ")
+
+
+async def test_a_long_rejected_value_is_cut(refused: Refused) -> None:
+    text = await refused("start_finetune", dataset_id="ds-x", lora_rank="x" * 5000)
+    assert "xxxx" in text
+    assert len(text) < 400
+
+
+async def test_a_list_sent_as_json_text_is_taken_as_the_list(refused: Refused) -> None:
+    text = await refused("prepare_dataset", source='["a.jsonl", "b.jsonl"]')
+    assert text.startswith("source_not_found: ")
+    assert "a.jsonl" in text
+
+
+async def test_an_unknown_tool_is_refused_and_the_nearest_named(refused: Refused) -> None:
+    text = await refused("get_statu")
+    assert text.startswith("unknown_tool: There is no tool 'get_statu'. Nearest: get_status")
+
+
+async def test_an_unforeseen_failure_tells_its_kind_but_not_its_text(
+    refused: Refused, call: Call, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts, "page", _raising(RuntimeError("secret-123")))
+        text = await refused("list_artifacts")
+    assert text.startswith("internal_error: list_artifacts failed with RuntimeError")
+    assert "secret-123" not in text
+    assert "Next: check_environment()." in text
+    assert "secret-123" in caplog.text  # the server's log is for the person who runs it
+    await call("list_artifacts")
+
+
+async def test_a_result_that_breaks_its_own_schema_is_no_fault_of_the_arguments(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "check", lambda _: {"device": {"secret-123": 1}})
+    text = await refused("check_environment")
+    assert text.startswith("internal_error: check_environment failed with ValidationError")
+    assert "secret-123" not in text
+
+
+async def test_a_library_that_exits_does_not_end_the_server(
+    refused: Refused, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts, "page", lambda *_: sys.exit(3))
+        assert (await refused("list_artifacts")).startswith("internal_error: list_artifacts failed with SystemExit")
+    await call("list_artifacts")
+
+
+async def test_looking_after_jobs_goes_on_after_a_full_disk(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count(1)
+    third_look = anyio.Event()
+
+    def reconcile(_: Workspace) -> list[str]:
+        if next(looks) == 3:
+            anyio.from_thread.run_sync(third_look.set)
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(server, "RECONCILE_EVERY_S", 0.01)
+    monkeypatch.setattr(jobs, "reconcile", reconcile)
+    async with Client(server.build_server(workspace)) as client:
+        with anyio.fail_after(20):
+            await third_look.wait()
+        assert not (await client.call_tool("list_artifacts", {})).is_error
+
+
+async def test_refused_calls_leave_the_home_as_it_was(client: Client, refused: Refused, workspace: Workspace) -> None:
+    def held() -> set[str]:
+        return {str(path) for path in workspace.home.root.rglob("*") if "tunewright.db" not in path.name}
+
+    before = held()
+    await refused("prepare_dataset", source="x.jsonl", sorce="y")
+    await refused("start_finetune", dataset_id="ds-x", learning_rate=5)
+    await refused("delete_artifact", artifact_id="ds-x", confirm=True)
+    await refused("no_such_tool")
+    assert held() == before
+    assert not workspace.store.rows("SELECT id FROM jobs")
