@@ -15,6 +15,7 @@ from tunewright.pipeline.settings import Home
 from tunewright.pipeline.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[1]
+CALLERS_OLLAMA_HOST = os.environ.get("OLLAMA_HOST")
 TOY_TIMEOUT_S = 600
 PYTHON_TIMEOUT_S = 120
 POLL_S = 0.02
@@ -23,13 +24,21 @@ Eventually = Callable[..., None]
 RunPython = Callable[..., str]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the Hub, nor an Ollama server, nor a GPU, whatever this machine has."""
+    """Neither the Hub, nor an Ollama server, nor a GPU, whatever this machine has; a test that wants one says so."""
     # Not HF_HUB_OFFLINE: the Hub's client reads it once, at import, and some tests talk to a Hub of their own.
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def real_ollama(no_outside: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Ollama server that the caller's OLLAMA_HOST names; skips where it names none."""
+    if not CALLERS_OLLAMA_HOST:
+        pytest.skip("OLLAMA_HOST names no real server")
+    monkeypatch.setenv("OLLAMA_HOST", CALLERS_OLLAMA_HOST)
 
 
 @pytest.fixture

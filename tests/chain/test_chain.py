@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import ollama
 import pytest
 from chain.conftest import ANSWERS, STEPS, Chain
 from standins.hub_server import HubStandIn
@@ -10,6 +11,7 @@ from standins.ollama_server import OllamaStandIn
 
 from tunewright.examples.session import ToolFailed, call, connect, follow
 from tunewright.pipeline.exporting.runtime import LlamaRuntime
+from tunewright.pipeline.settings import ollama_host
 from tunewright.pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.anyio
@@ -102,6 +104,25 @@ async def test_the_export_is_published_to_ollama_with_the_bytes_that_were_made(
     assert published["state"] == "succeeded"
     digest = next(file["sha256"] for file in export["files"] if file["output"] == "gguf:q8_0")
     assert published["publication"]["digest"] == f"sha256:{digest}"
+
+
+@pytest.mark.usefixtures("real_ollama")
+async def test_a_real_ollama_answers_greedily_as_the_adapter_does(chain: Chain) -> None:
+    name = "tunewright-test-shop"
+    async with connect(chain.home) as client:
+        published = await call(
+            client, "publish_to_ollama", export_id=chain.answers["export"]["export_id"], model_name=name,
+            parameters={"temperature": 0}, overwrite=True,
+        )  # fmt: skip
+    assert published["state"] == "succeeded", published
+    server = ollama.Client(ollama_host())
+    try:
+        for question, answer in ANSWERS.items():
+            for think in (None, False):
+                said = server.chat(name, [{"role": "user", "content": question}], think=think)
+                assert (said.message.content or "").strip() == answer
+    finally:
+        server.delete(name)
 
 
 async def test_the_adapter_is_published_to_the_hub_private_and_with_a_card(

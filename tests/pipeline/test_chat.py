@@ -20,8 +20,6 @@ from tunewright.pipeline.errors import Cancelled, Conflict, InvalidInput, NotFou
 from tunewright.pipeline.lease import Device
 from tunewright.pipeline.workspace import Workspace
 
-pytestmark = pytest.mark.usefixtures("no_outside")
-
 Eventually = Callable[..., None]
 Prepare = Callable[..., dict[str, Any]]
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -20,8 +20,6 @@ from tunewright.pipeline.store import Row
 from tunewright.pipeline.training import checkpoints
 from tunewright.pipeline.workspace import Workspace
 
-pytestmark = pytest.mark.usefixtures("no_outside")
-
 # Fails within a second, at the first thing that the stage asks the store for.
 KIND, SPEC = "publish_ollama", {"export_id": "ex-none-0000", "model_name": "none"}
 CPU = Device(None)

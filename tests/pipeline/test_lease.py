@@ -14,8 +14,6 @@ HOLDER = """
 import signal, sys
 from tunewright.pipeline import lease
 from tunewright.pipeline.workspace import Workspace
-
-pytestmark = pytest.mark.usefixtures("no_outside")
 lock = lease.try_take(Workspace.open(sys.argv[1]), lease.Device(None))
 print("held" if lock else "refused", flush=True)
 signal.pause()

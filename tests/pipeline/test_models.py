@@ -15,8 +15,6 @@ import sys
 from tunewright.pipeline import models
 from tunewright.pipeline.errors import TunewrightError
 from tunewright.pipeline.workspace import Workspace
-
-pytestmark = pytest.mark.usefixtures("no_outside")
 workspace = Workspace.open(sys.argv[1])
 try:
     model = models.resolve(workspace, sys.argv[2])

@@ -11,8 +11,6 @@ from tunewright.pipeline.training import request
 from tunewright.pipeline.training.arguments import TARGET_MODULES, TrainingArguments
 from tunewright.pipeline.workspace import Workspace
 
-pytestmark = pytest.mark.usefixtures("no_outside")
-
 Usage = namedtuple("Usage", "total used free")
 Check = Callable[..., dict[str, Any]]
 DATASET, ADAPTER = "ds-identity-0001", "ad-identity-0001"

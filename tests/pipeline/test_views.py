@@ -11,8 +11,6 @@ from tunewright.pipeline import catalog, environment, jobs, plots, status
 from tunewright.pipeline.errors import NotFound
 from tunewright.pipeline.workspace import Workspace
 
-pytestmark = pytest.mark.usefixtures("no_outside")
-
 PNG = b"\x89PNG\r\n\x1a\n"
 AddJob = Callable[..., dict[str, Any]]
 

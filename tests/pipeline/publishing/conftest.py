@@ -2,7 +2,6 @@
 
 import json
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +17,6 @@ from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.settings import Home
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
-
-# The stand-ins are no part of the package; pytest's importlib mode puts nothing on the path.
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
 THINKING_OFF = "{%- set enable_thinking = false %}\n"

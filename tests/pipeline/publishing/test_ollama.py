@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -376,7 +375,7 @@ def test_importing_publishing_leaves_the_clients_and_everything_heavy_out() -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.skipif(not os.environ.get("OLLAMA_HOST"), reason="OLLAMA_HOST names no real server")
+@pytest.mark.usefixtures("real_ollama")
 def test_a_real_server_refuses_a_gguf_without_weights_and_keeps_no_model(
     workspace: Workspace, submit: Submit, export: Row
 ) -> None:
