@@ -15,12 +15,14 @@ def show(title: str, answer: dict[str, Any], *keys: str) -> None:
     print(f"\n{title}\n  " + json.dumps({key: answer[key] for key in keys}, ensure_ascii=False))
 
 
-async def main(source: str, model: str) -> None:
+async def main(source: str, model: str, max_steps: int = 60) -> None:
     async with connect() as client:
         dataset = await call(client, "prepare_dataset", source=source, model=model)
         show("prepare_dataset", dataset, "dataset_id", "format", "train_rows", "eval_rows", "dropped", "warnings")
 
-        started = await call(client, "start_finetune", dataset_id=dataset["dataset_id"], model=model, max_steps=60)
+        started = await call(
+            client, "start_finetune", dataset_id=dataset["dataset_id"], model=model, max_steps=max_steps
+        )
         show("start_finetune", started, "job_id", "arguments")
         training = await follow(
             client, started["job_id"], lambda s: print(f"  {s['state']} {s['done']:g}/{s['total']:g}")

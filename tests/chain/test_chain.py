@@ -100,7 +100,7 @@ async def test_the_export_is_published_to_ollama_with_the_bytes_that_were_made(
                 system="You are the shop.",
             )
             again = await call(client, "publish_to_ollama", export_id=export["export_id"], model_name="shop")
-    assert (again["state"], again["error"]["code"]) == ("failed", "name_taken")
+    assert (again["state"], again["error"]["code"]) == ("failed", "model_exists")
     assert published["state"] == "succeeded"
     digest = next(file["sha256"] for file in export["files"] if file["output"] == "gguf:q8_0")
     assert published["publication"]["digest"] == f"sha256:{digest}"

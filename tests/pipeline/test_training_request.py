@@ -19,7 +19,7 @@ DATASET, ADAPTER = "ds-identity-0001", "ad-identity-0001"
 @pytest.fixture
 def check(workspace: Workspace) -> Check:
     """`check(**arguments)`: the spec of a fine-tune of the toy on a dataset whose longest row has 100 tokens."""
-    workspace.store.add_artifact(DATASET, "dataset", "identity", {"tokens": {"max": 100}}, parents=[])
+    workspace.store.add_artifact(DATASET, "dataset", "identity", {"tokens": {"p90": 60, "max": 100}}, parents=[])
 
     def checked(
         model: str = "toy", method: str = "sft", continue_from: str | None = None, **arguments: Any
@@ -39,6 +39,15 @@ def test_everything_is_chosen_for_a_cpu(check: Check) -> None:
     assert arguments["lora_alpha"] == 2 * arguments["lora_rank"] == 32
     assert arguments["target_modules"] == TARGET_MODULES
     assert arguments["max_seq_length"] == 256
+
+
+@pytest.mark.parametrize(("p90", "batch_size"), [(20, 8), (128, 4), (300, 1), (4000, 1)])
+def test_long_rows_go_through_a_cpu_in_small_batches(
+    workspace: Workspace, check: Check, p90: int, batch_size: int
+) -> None:
+    workspace.store.execute(f"UPDATE artifacts SET document=json_set(document, '$.tokens.p90', {p90})")
+    arguments = check()["arguments"]
+    assert (arguments["batch_size"], arguments["gradient_accumulation"]) == (batch_size, 8 // batch_size)
 
 
 def test_a_gpu_trains_in_four_bits_and_packed(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
