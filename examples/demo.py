@@ -56,8 +56,8 @@ def _title(text: str, tool: str) -> None:
 async def _chain(home: str | None, model: str, data: str, log: Path) -> bool:
     console.print(
         Panel(
-            "An agent fine-tunes a language model. Every line below is an answer of the MCP server,\n"
-            "asked over stdio by the SDK's own client.",
+            "An agent fine-tunes a language model. Every line below is an answer\n"
+            "of the MCP server, asked over stdio by the SDK's own client.",
             title="Tunewright", border_style="cyan",
         )
     )  # fmt: skip

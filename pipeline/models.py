@@ -98,10 +98,10 @@ def _local(path: Path) -> Model:
             allowed="A model folder holds config.json, *.safetensors and tokenizer.json.",
             next=LIST_MODELS,
         )
-    if not any(path.glob("*.safetensors")):
+    if not _has_weights(path):
         raise InvalidInput(
             "no_safetensors",
-            f"{path} has no *.safetensors.",
+            f"{path} has no *.safetensors, or not all that its index names.",
             allowed="Only safetensors are loaded: pickled weights (*.bin, *.pt) can run code.",
             next=LIST_MODELS,
         )
@@ -124,7 +124,15 @@ def cached_folder(hub_id: str) -> Path | None:
     if not isinstance(found, str):
         return None
     folder = Path(found).parent
-    return folder if any(folder.glob("*.safetensors")) else None
+    return folder if _has_weights(folder) else None
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether the safetensors are there, and where they are sharded, every shard: a download may have been cut off."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return all((folder / name).is_file() for name in set(files.read_json(index)["weight_map"].values()))
+    return any(folder.glob("*.safetensors"))
 
 
 def cached_ids() -> list[str]:

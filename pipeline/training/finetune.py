@@ -3,6 +3,7 @@
 Guarantees: goes on from the last whole checkpoint after a kill; the adapter appears only when it is complete.
 """
 
+import errno
 from typing import Any
 
 from tunewright.pipeline.backend import FastLanguageModel
@@ -39,7 +40,7 @@ def run(context: JobContext) -> dict[str, Any]:
     train, evaluation = _examples(context, template, arguments)
 
     context.progress("loading the model")
-    model, tokenizer = _load(base, arguments)
+    model, tokenizer = _load(context, base, arguments)
     if spec["continue_from"]:
         _continue_from(context, model, spec["continue_from"])
     context.check_cancelled()
@@ -92,11 +93,18 @@ def _examples(context: JobContext, template: ChatTemplate, arguments: Arguments)
     return train, evaluation
 
 
-def _load(base: models.Model, arguments: Arguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(
+    context: JobContext, base: models.Model, arguments: Arguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     on_gpu = torch.cuda.is_available()
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        base.loadable, max_seq_length=arguments["max_seq_length"], load_in_4bit=arguments["load_in_4bit"]
-    )
+    try:
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            base.loadable, max_seq_length=arguments["max_seq_length"], load_in_4bit=arguments["load_in_4bit"]
+        )
+    except OSError as error:
+        if base.folder is not None or error.errno == errno.ENOSPC:
+            raise
+        raise models.unreachable(context.workspace, base.name) from error
     model = FastLanguageModel.get_peft_model(
         model, r=arguments["lora_rank"], lora_alpha=arguments["lora_alpha"], lora_dropout=arguments["lora_dropout"],
         target_modules=arguments["target_modules"], random_state=arguments["seed"],
@@ -167,7 +175,12 @@ def _figures(context: JobContext, trainer: CountingTrainer, train: Examples) -> 
     if trainer.eval_dataset is not None and steps not in evaluated:
         context.progress("evaluating")
         trainer.evaluate()
-    losses = [row["numbers"] for row in store.metrics(context.job_id, "train")]
+    losses = [row["numbers"] for row in store.metrics(context.job_id, "train") if "loss" in row["numbers"]]
+    if not losses:
+        raise InvalidInput(
+            "training_diverged", "The loss was not finite at any step.", allowed="Lower learning_rate.",
+            done="No adapter was stored.",
+        )  # fmt: skip
     evals = [row["numbers"]["loss"] for row in store.metrics(context.job_id, "eval")]
     return {
         "steps": steps,

@@ -1,5 +1,6 @@
 """The trainer's voice: metrics, progress and ETA into the store at every logging step, and the ear for a cancel."""
 
+import math
 import time
 from typing import Any
 
@@ -42,6 +43,7 @@ class Reporter(TrainerCallback):
         # Of the last steps: when each ended and how many tokens had been seen by then.
         self._ends: list[tuple[float, int]] = []
         self.cancelled = False
+        self._diverged = False
 
     def on_step_end(self, args: TransformersArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._ends = [*self._ends, (time.monotonic(), self._trainer.tokens_seen)][-WINDOW_STEPS - 1 :]
@@ -58,11 +60,20 @@ class Reporter(TrainerCallback):
     ) -> None:  # fmt: skip
         logs = logs or {}
         if "loss" in logs:
-            numbers = {key: round(float(logs[key]), 8) for key in KEPT if key in logs}
+            # JSON has no NaN: a number that is not finite is left out, and said.
+            finite = {key: float(logs[key]) for key in KEPT if key in logs and math.isfinite(float(logs[key]))}
+            numbers = {key: round(value, 8) for key, value in finite.items()}
+            if "loss" not in numbers and not self._diverged:
+                self._diverged = True
+                self._context.event(
+                    "warning", "loss_not_finite",
+                    f"The loss is {logs['loss']} at step {state.global_step}: the run has diverged. "
+                    "Cancel it and lower learning_rate.",
+                )  # fmt: skip
             numbers |= {"tokens_per_s": self._tokens_per_s(), "peak_gib": peak_gib()}
             self._context.metric("train", state.global_step, numbers)
             self._context.progress("training", state.global_step, state.max_steps, eta_s=self._eta_s(state), **numbers)
-        elif "eval_loss" in logs:
+        elif math.isfinite(float(logs.get("eval_loss", math.nan))):
             self._context.metric("eval", state.global_step, {"loss": round(float(logs["eval_loss"]), 8)})
 
     def _window(self) -> tuple[float, int, int]:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
@@ -58,6 +59,15 @@ def test_a_folder_that_is_an_adapter_is_no_base_model(workspace: Workspace, tmp_
     (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(InvalidInput, match=r"not_a_model: .* it is an adapter, not a base model"):
         models.resolve(workspace, str(tmp_path))
+
+
+def test_a_model_with_a_shard_missing_is_refused(workspace: Workspace, model_folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(InvalidInput, match="no_safetensors"):
+        models.resolve(workspace, str(model_folder))
+    (model_folder / "model-00002-of-00002.safetensors").touch()
+    assert models.resolve(workspace, str(model_folder)).kind == "local"
 
 
 def test_pickled_weights_are_refused(workspace: Workspace, model_folder: Path) -> None:
