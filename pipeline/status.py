@@ -18,18 +18,9 @@ def curve(rows: list[Row], points: int = CURVE_POINTS) -> list[tuple[int, float]
 
 def describe(workspace: Workspace, row: Row, *, events: int) -> dict[str, Any]:
     """One job with its curves and last `events`; numbers that it does not have are None."""
-    progress = row["progress"] or {}
     train, evaluation = (workspace.store.metrics(row["id"], split) for split in ("train", "eval"))
-    done, total = progress.get("done", 0), progress.get("total", 0)
-    running = row["state"] == jobs.State.RUNNING
     return {
-        "job_id": row["id"],
-        "kind": row["kind"],
-        "state": row["state"],
-        "phase": progress.get("phase") if running else None,
-        "done": done,
-        "total": total,
-        "eta_s": progress.get("eta_s") if running else None,
+        **summarise(row),
         "elapsed_s": elapsed_s(row),
         "loss": train[-1]["numbers"].get("loss") if train else None,
         "eval_loss": evaluation[-1]["numbers"].get("loss") if evaluation else None,

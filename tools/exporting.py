@@ -22,7 +22,7 @@ def merge_and_export(
         ),
     ] = None,
     adapter_scale: Annotated[
-        float, Field(gt=0, le=2, description="Below 1 weakens the adapter: 0.5 is the cure for overfitting.")
+        float, Field(gt=0, le=request.MAX_SCALE, description="Below 1 weakens the adapter; 0.5 cures overfitting.")
     ] = 1.0,
     verify: Annotated[bool, Field(description="Load each GGUF; compare its tokens and prompts.")] = True,
 ) -> JobState:  # fmt: skip

@@ -26,7 +26,7 @@ class Failure(BaseModel):
     done: str
 
 
-class JobView(BaseModel):
+class JobLine(BaseModel):
     job_id: str
     kind: str
     state: str
@@ -34,6 +34,9 @@ class JobView(BaseModel):
     done: float
     total: float
     eta_s: float | None
+
+
+class JobView(JobLine):
     elapsed_s: float | None
     loss: float | None
     eval_loss: float | None
@@ -45,16 +48,6 @@ class JobView(BaseModel):
     error: Failure | None
     events: list[str]
     log: str
-
-
-class JobLine(BaseModel):
-    job_id: str
-    kind: str
-    state: str
-    phase: str | None
-    done: float
-    total: float
-    eta_s: float | None
 
 
 class Status(Result):

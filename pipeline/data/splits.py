@@ -124,3 +124,14 @@ def load_slice(path: Path, offset: int, count: int) -> list[list[Message]]:
                 rows += table.column("messages").to_pylist()
             offset = max(0, offset - held)
     return rows
+
+
+def first_question(dataset_folder: Path) -> list[Message]:
+    """The first conversation of the eval rows, else of the training rows, up to its first question; [] without rows."""
+    for split in (EVAL, TRAIN):
+        file = split_file(dataset_folder, split)
+        rows = load_slice(file, 0, 1) if file.is_file() else []
+        if rows:
+            asked = next(i for i, message in enumerate(rows[0]) if message["role"] == "user")
+            return rows[0][: asked + 1]
+    return []

@@ -91,13 +91,8 @@ def question_for(workspace: Workspace, adapter: Row) -> list[Message]:
     """The first conversation of the adapter's evaluation (or training) rows up to its first answer; else a greeting."""
     dataset_id = adapter["document"].get("dataset_id")
     found = workspace.store.rows("SELECT * FROM artifacts WHERE id=? AND kind='dataset'", dataset_id)
-    for split in (splits.EVAL, splits.TRAIN):
-        file = splits.split_file(Path(found[0]["document"]["path"]), split) if found else None
-        rows = splits.load_slice(file, 0, 1) if file and file.is_file() else []
-        if rows:
-            asked = next(i for i, message in enumerate(rows[0]) if message["role"] == "user")
-            return rows[0][: asked + 1]
-    return CONVERSATIONS[0]
+    opening = splits.first_question(Path(found[0]["document"]["path"])) if found else []
+    return opening or CONVERSATIONS[0]
 
 
 def _control_tokens(template: ChatTemplate) -> list[str]:

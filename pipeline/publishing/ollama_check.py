@@ -6,11 +6,11 @@ other way round, a missing stop, a doubled BOS, lost parameters. Does not measur
 
 import json
 import math
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.pipeline.chat_template import ChatTemplate, Message
+from tunewright.pipeline.data import splits
 from tunewright.pipeline.errors import TunewrightError, call
 from tunewright.pipeline.publishing import lineage
 from tunewright.pipeline.publishing.modelfile import Modelfile
@@ -60,18 +60,7 @@ def check(workspace: Workspace, client: "OllamaClient", model: str, export: Row,
 def training_opening(workspace: Workspace, export: Row) -> list[Message]:
     """The first conversation of the dataset's evaluation rows (or training rows) up to its first question, or []."""
     dataset = lineage.dataset_of(workspace, export)
-    folder = Path(dataset["document"]["path"]) if dataset else None
-    for split in ("eval.parquet", "train.parquet"):
-        if folder is None or not (folder / split).is_file():
-            continue
-        from pyarrow.parquet import ParquetFile
-
-        with ParquetFile(folder / split) as file:
-            for batch in islice(file.iter_batches(batch_size=1, columns=["messages"]), 1):
-                messages: list[Message] = batch.to_pylist()[0]["messages"]
-                asked = next(i for i, message in enumerate(messages) if message["role"] == "user")
-                return messages[: asked + 1]
-    return []
+    return splits.first_question(Path(dataset["document"]["path"])) if dataset else []
 
 
 def _prompt(workspace: Workspace, export: Row, template: ChatTemplate, made: Modelfile) -> tuple[list[Message], str]:
