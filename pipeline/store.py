@@ -185,14 +185,15 @@ class Store:
 
     def artifact(self, id: str, *kinds: str) -> Row:
         """The artifact with this id or unique prefix, of one of `kinds` where given. Raises NotFound, InvalidInput."""
-        found = self._by_id("artifacts", id, "list_artifacts()")
+        listing = call("list_artifacts", kind=kinds[0]) if kinds else "list_artifacts()"
+        found = self._by_id("artifacts", id, listing, kinds)
         if kinds and found["kind"] not in kinds:
             raise InvalidInput(
                 "wrong_kind",
                 f"{found['id']} is a {found['kind']}.",
                 allowed=f"Expected: {' or '.join(kinds)}, an id that begins with "
                 f"{' or '.join(PREFIX[kind] + '-' for kind in kinds)}.",
-                next=call("list_artifacts", kind=kinds[0]),
+                next=listing,
             )
         return found
 
@@ -213,7 +214,7 @@ class Store:
         """The job with this id or unique prefix. Raises NotFound, InvalidInput."""
         return self._by_id("jobs", id, "get_status()")
 
-    def _by_id(self, table: str, id: str, listing: str) -> Row:
+    def _by_id(self, table: str, id: str, listing: str, kinds: tuple[str, ...] = ()) -> Row:
         found = self.rows(f"SELECT * FROM {table} WHERE id=?", id)
         if not found and id:
             found = self.rows(f"SELECT * FROM {table} WHERE substr(id, 1, ?)=?", len(id), id)
@@ -225,5 +226,7 @@ class Store:
             raise InvalidInput(
                 "ambiguous_id", f"{len(found)} {what}s begin with {id!r}.", allowed=f"They are: {ids}.", next=listing
             )
-        known = [row["id"] for row in self.rows(f"SELECT id FROM {table} ORDER BY created_at DESC LIMIT 500")]
-        raise NotFound(f"{what}_not_found", f"No {what} has the id {id!r}.", allowed=nearest(id, known), next=listing)
+        recent = self.rows(f"SELECT id, kind FROM {table} ORDER BY created_at DESC LIMIT 500")
+        known = [row["id"] for row in recent if not kinds or row["kind"] in kinds]
+        kind = " or ".join(kinds) or what
+        raise NotFound(f"{what}_not_found", f"No {kind} has the id {id!r}.", allowed=nearest(id, known), next=listing)

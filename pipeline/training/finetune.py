@@ -105,6 +105,14 @@ def _load(
         if base.folder is not None or error.errno == errno.ENOSPC:
             raise
         raise models.unreachable(context.workspace, base.name) from error
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    unknown = sorted(set(arguments["target_modules"]) - linear)
+    if unknown:
+        raise InvalidInput(
+            "unknown_target_modules", f"target_modules names {', '.join(unknown)}, which {base.name} does not have.",
+            allowed=f"Its linear layers: {', '.join(sorted(linear))}.", next="start_finetune(…) without target_modules",
+            done="No adapter was made.",
+        )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
         model, r=arguments["lora_rank"], lora_alpha=arguments["lora_alpha"], lora_dropout=arguments["lora_dropout"],
         target_modules=arguments["target_modules"], random_state=arguments["seed"],

@@ -10,7 +10,7 @@ from chain.conftest import write_shop
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
-from tunewright.examples.session import Answer, call
+from tunewright.examples.session import Answer, ToolFailed, call
 
 pytestmark = pytest.mark.anyio
 
@@ -41,6 +41,10 @@ async def test_not_one_byte_is_not_protocol_when_every_stage_runs_and_crashes_in
             weights.write_bytes(b"broken")
             exporting = await call(client, "merge_and_export", adapter_id=adapter_id)
             assert (await ended(client, exporting["job_id"]))["state"] == "failed"
+
+            # The host left for the export, so this loads the broken adapter.
+            with pytest.raises(ToolFailed, match="chat_failed"):
+                await call(client, "chat_with_adapter", adapter_id=adapter_id, prompt="Hello", max_new_tokens=4)
 
             (Path(home) / "datasets" / dataset_id / "train.parquet").write_bytes(b"broken")
             started = await call(client, "start_finetune", dataset_id=dataset_id, model="toy", max_steps=3)

@@ -108,7 +108,7 @@ async def test_a_unique_prefix_of_an_id_is_enough(call: Call, dataset_id: str) -
 async def test_an_unknown_id_is_refused_with_the_nearest(refused: Refused, dataset_id: str) -> None:
     wrong = f"{dataset_id}x"
     text = await refused("inspect_dataset", dataset_id=wrong)
-    assert text.startswith(f"artifact_not_found: No artifact has the id '{wrong}'. Nearest: {dataset_id}.")
+    assert text.startswith(f"artifact_not_found: No dataset has the id '{wrong}'. Nearest: {dataset_id}.")
     assert "Next: list_artifacts()." in text
 
 
