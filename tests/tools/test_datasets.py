@@ -109,7 +109,7 @@ async def test_an_unknown_id_is_refused_with_the_nearest(refused: Refused, datas
     wrong = f"{dataset_id}x"
     text = await refused("inspect_dataset", dataset_id=wrong)
     assert text.startswith(f"artifact_not_found: No dataset has the id '{wrong}'. Nearest: {dataset_id}.")
-    assert "Next: list_artifacts()." in text
+    assert 'Next: list_artifacts(kind="dataset").' in text
 
 
 async def test_the_text_of_a_template_needs_a_model(refused: Refused, dataset_id: str) -> None:
