@@ -78,15 +78,24 @@ def serve(home: str | None, *, inline: bool) -> None:
     os.dup2(2, 1)
     import logging
     import signal
+    import sqlite3
 
     import anyio
 
     # Configured before the server is built, or the SDK's own handler prints tracebacks of hundreds of lines.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("mcp").setLevel(logging.WARNING)
+    from tunewright.pipeline.errors import TunewrightError
     from tunewright.pipeline.workspace import Workspace
 
-    server = build_server(Workspace.open(home, inline=inline))
+    try:
+        workspace = Workspace.open(home, inline=inline)
+    except (TunewrightError, OSError, sqlite3.Error) as error:
+        raise SystemExit(
+            f"home_unusable: the data home cannot be opened: {error}. It must be a folder that can be written, on a "
+            "disk with space. Next: tunewright --home DIR, or set TUNEWRIGHT_HOME. Nothing was started."
+        ) from None
+    server = build_server(workspace)
     # The SDK reads stdin in a thread, which would keep the process after Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     anyio.run(server.run_stdio_on, wire)

@@ -70,7 +70,7 @@ def _needs(child: Row, parent: Row) -> bool:
 
 
 def _active_jobs(workspace: Workspace) -> list[Row]:
-    return workspace.store.rows("SELECT * FROM jobs WHERE state IN ('queued','running')")
+    return workspace.store.rows("SELECT * FROM jobs WHERE state IN ('queued','running','interrupted')")
 
 
 def _delete_job(workspace: Workspace, job_id: str, *, confirm: bool) -> tuple[str, int]:

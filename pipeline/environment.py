@@ -42,6 +42,11 @@ def check(workspace: Workspace) -> dict[str, Any]:
     }
 
 
+def suggested_model() -> str:
+    """What to train where nobody named a model: the default for real work, on a machine without a GPU the toy."""
+    return catalog.DEFAULT_MODEL if gpu.indexes() else catalog.TOY
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunewright.pipeline.errors import InvalidInput
+
 
 @dataclass(frozen=True)
 class Home:
@@ -13,10 +15,17 @@ class Home:
 
     @classmethod
     def open(cls, root: Path | str | None = None) -> "Home":
-        """The home at `root`, else at `TUNEWRIGHT_HOME`, else `~/.tunewright`. Makes its folders, mode 0700."""
+        """The home at `root`, else at `TUNEWRIGHT_HOME`, else `~/.tunewright`. Its mode becomes 0700. Raises InvalidInput where the
+        folder holds something else: it may be shared with others."""
         path = Path(root or os.environ.get("TUNEWRIGHT_HOME") or "~/.tunewright").expanduser().absolute()
         home = cls(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(path.iterdir()) and not home.datasets.is_dir():
+            raise InvalidInput(
+                "not_a_data_home",
+                f"{path} holds other things than Tunewright's.",
+                allowed="A data home is a folder of its own, readable by its owner alone: name a new or an empty one.",
+            )
         path.chmod(0o700)
         for folder in (home.datasets, home.jobs, home.adapters, home.exports, home.models, home.cache):
             folder.mkdir(exist_ok=True)

@@ -99,7 +99,7 @@ def _describe(context: JobContext, error: BaseException) -> dict[str, str]:
         hint = (
             "Lower batch_size (and raise gradient_accumulation alike), max_seq_length or lora_rank; load_in_4bit=true."
         )
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    elif "disk is full" in text or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         code, hint = "no_disk_space", "Free some space; list_artifacts() shows what is there."
         retry = call("resume_job", job_id=context.job_id)
     return {

@@ -271,3 +271,15 @@ def test_an_unknown_option_is_refused_with_the_usage() -> None:
     assert told.returncode == 2
     assert "usage: tunewright" in told.stderr
     assert told.stdout == ""
+
+
+def test_a_home_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "no-folder"
+    file.touch()
+    ended = subprocess.run(
+        [*MODULE, "--home", str(file)], stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",
+        timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("home_unusable: ")
+    assert "Traceback" not in ended.stderr

@@ -38,7 +38,7 @@ class Chat(Result):
 
 async def chat_with_adapter(
     ctx: AppContext,
-    adapter_id: Annotated[str | None, Field(description="The tuned model; id or unique prefix.")] = None,
+    adapter_id: Annotated[str | None, Field(min_length=1, description="The tuned model; id or unique prefix.")] = None,
     model: Annotated[str | None, Field(max_length=500, description="Instead: a base model alone.")] = None,
     prompt: Annotated[str | None, Field(min_length=1, max_length=200_000)] = None,
     messages: Annotated[

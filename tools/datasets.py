@@ -7,7 +7,7 @@ import anyio.from_thread
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunewright.pipeline.catalog import DEFAULT_MODEL
+from tunewright.pipeline import environment
 from tunewright.pipeline.errors import Cancelled
 from tunewright.tools.framework import AppContext, Result, TunewrightServer, run_in_thread, step, workspace_of
 
@@ -102,9 +102,9 @@ async def prepare_dataset(
         next_steps=[
             step(
                 "inspect_dataset", "See what the loss is computed on.", dataset_id=row["id"], view="mask",
-                model=model or DEFAULT_MODEL,
+                model=model or environment.suggested_model(),
             ),
-            step("start_finetune", "Train on it.", dataset_id=row["id"], model=model or DEFAULT_MODEL),
+            step("start_finetune", "Train on it.", dataset_id=row["id"], model=model or environment.suggested_model()),
         ],
     )  # fmt: skip
 
@@ -127,7 +127,14 @@ def inspect_dataset(
     found = inspect(workspace_of(ctx), dataset_id, view=view, rows=rows, offset=offset, model=model, split=split)
     found.pop("model")
     following = offset + rows
-    steps = [step("start_finetune", "Train on it.", dataset_id=found["dataset_id"], model=model or DEFAULT_MODEL)]
+    steps = [
+        step(
+            "start_finetune",
+            "Train on it.",
+            dataset_id=found["dataset_id"],
+            model=model or environment.suggested_model(),
+        )
+    ]
     if following < found["rows_in_split"]:
         page: dict[str, Any] = {"dataset_id": found["dataset_id"], "view": view, "rows": rows, "offset": following}
         page |= {"split": split} | ({"model": model} if model else {})

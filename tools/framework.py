@@ -1,5 +1,6 @@
 """What every tool shares: the server class that turns failures into errors for agents, and the common result parts."""
 
+import errno
 import inspect
 import logging
 import os
@@ -128,6 +129,11 @@ class TunewrightServer(MCPServer[App]):
 def _unforeseen(name: str, cause: BaseException) -> str:
     """Only the kind of failure: its own text may hold a secret."""
     log.error("tool %s failed", name, exc_info=cause)
+    if "disk is full" in str(cause) or (isinstance(cause, OSError) and cause.errno == errno.ENOSPC):
+        return (
+            f"no_disk_space: {name} failed, because the disk of the data home is full. Free some space; "
+            "Next: list_artifacts(). What was half-written is removed."
+        )
     return (
         f"internal_error: {name} failed with {type(cause).__name__}, which was not foreseen; the server's log "
         "(stderr) has the traceback. Next: check_environment(). What was done is not known: see get_status()."

@@ -8,7 +8,7 @@ from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from tunewright.pipeline import jobs
-from tunewright.pipeline.errors import Conflict, call
+from tunewright.pipeline.errors import Conflict, TunewrightError, call
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, Result, TunewrightServer, step, workspace_of
 from tunewright.tools.training import follow
@@ -32,7 +32,6 @@ class Published(Result):
     state: str
     plan: dict[str, Any] | None = None
     publication: dict[str, Any] | None = None
-    error: dict[str, str] | None = None
 
 
 async def publish_to_ollama(
@@ -116,14 +115,12 @@ async def _publish(ctx: AppContext, workspace: Workspace, kind: str, name: str, 
             row = workspace.store.job(row["id"])
             told += 1
             await ctx.report_progress(told, None, (row["progress"] or {}).get("phase", row["state"]))
+    if row["error"]:
+        raise TunewrightError(**row["error"])
     steps = [step("list_artifacts", "See what is published.", kind="publication")]
     if row["state"] in jobs.ACTIVE:
         steps = [follow(row["id"])]
-    elif row["error"]:
-        steps = [step("get_status", "See the job's events.", job_id=row["id"], detail="detailed")]
-    return Published(
-        job_id=row["id"], state=row["state"], publication=row["result"], error=row["error"], next_steps=steps
-    )
+    return Published(job_id=row["id"], state=row["state"], publication=row["result"], next_steps=steps)
 
 
 def register(server: TunewrightServer) -> None:

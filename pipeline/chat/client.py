@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from tunewright.pipeline import gpu, models, processes
 from tunewright.pipeline.chat import protocol
-from tunewright.pipeline.chat_template import Message
+from tunewright.pipeline.chat_template import ChatTemplate, Message
 from tunewright.pipeline.errors import Cancelled, Conflict, InvalidInput, NotFound, TunewrightError, Unavailable, call
 from tunewright.pipeline.workspace import Workspace
 
@@ -46,6 +46,16 @@ def prepare(
     tokenizer_folder = Path(document["path"]) if adapter else models.tokenizer_folder(workspace, base.name)
     defaults = protocol.sampling_defaults(base.folder or tokenizer_folder, thinking=thinking)
     context = int(base.config.get("max_position_embeddings") or 4096)
+    template = ChatTemplate(tokenizer_folder, enable_thinking=thinking)
+    prompt_tokens = len(template.ids(template.render(messages, add_generation_prompt=True)))
+    if prompt_tokens + max_new_tokens > context:
+        raise InvalidInput(
+            "prompt_too_long",
+            f"The prompt has {prompt_tokens} tokens; with max_new_tokens={max_new_tokens} that is more than the "
+            f"{context} that {base.name} reads.",
+            allowed=f"Together at most {context}: shorten the messages or lower max_new_tokens.",
+            done="No answer was made.",
+        )  # fmt: skip
     four_bit = document["training"]["load_in_4bit"] if adapter else bool(gpu.indexes())
     return {
         "loadable": base.loadable,

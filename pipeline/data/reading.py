@@ -44,7 +44,7 @@ class Reader:
         elif suffix == ".json":
             rows = self._json()
         else:
-            rows = self._table("\t" if suffix == ".tsv" else ",")
+            rows = self._table("\t" if suffix == ".tsv" else self._separator())
         number = 0
         for number, row in rows:
             yield number, row
@@ -128,6 +128,11 @@ class Reader:
             "; one list is named .json, one object per line .jsonl.",
             next=call("prepare_dataset", source=str(self.path)),
         ) from cause
+
+    def _separator(self) -> str:
+        """The comma, or the semicolon that spreadsheets write in half of Europe, by which stands in the header more."""
+        header = next(self._lines(), "")
+        return ";" if header.count(";") > header.count(",") else ","
 
     def _table(self, separator: str) -> Iterator[tuple[int, object]]:
         csv.field_size_limit(MAX_CELL_CHARACTERS)

@@ -68,6 +68,12 @@ async def test_a_base_model_chats_alone_and_sampling_defaults_are_qwen3s(chain: 
     assert "<|" not in reply["base"]["text"] + thinking["base"]["text"]
 
 
+async def test_a_prompt_longer_than_the_model_reads_is_refused_at_once(chain: Chain) -> None:
+    async with connect(chain.home) as client:
+        with pytest.raises(ToolFailed, match=r"prompt_too_long: The prompt has \d+ tokens; .* 2048 that toy reads"):
+            await call(client, "chat_with_adapter", model="toy", prompt="w " * 90_000)
+
+
 async def test_a_queued_job_makes_the_chat_host_leave(chain: Chain) -> None:
     adapter_id = chain.answers["training"]["result"]["adapter_id"]
     async with connect(chain.home) as client:
@@ -99,8 +105,8 @@ async def test_the_export_is_published_to_ollama_with_the_bytes_that_were_made(
                 model_name="shop",
                 system="You are the shop.",
             )
-            again = await call(client, "publish_to_ollama", export_id=export["export_id"], model_name="shop")
-    assert (again["state"], again["error"]["code"]) == ("failed", "model_exists")
+            with pytest.raises(ToolFailed, match="model_exists"):
+                await call(client, "publish_to_ollama", export_id=export["export_id"], model_name="shop")
     assert published["state"] == "succeeded"
     digest = next(file["sha256"] for file in export["files"] if file["output"] == "gguf:q8_0")
     assert published["publication"]["digest"] == f"sha256:{digest}"

@@ -1,6 +1,7 @@
 """The chat host as a process and what is asked of it, up to the point where a model would be loaded."""
 
 import json
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from multiprocessing import AuthenticationError
@@ -169,6 +170,7 @@ def test_an_adapter_is_asked_with_its_own_base_and_tokenizer(
     workspace: Workspace, prepare: Prepare, local_model: str
 ) -> None:
     folder = workspace.home.adapters / "ad-a-0001"
+    shutil.copytree(local_model, folder)
     document = {
         "path": str(folder), "base_model": local_model, "training": {"load_in_4bit": True}, "max_seq_length": 512,
     }  # fmt: skip

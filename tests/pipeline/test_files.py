@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunewright.pipeline import files
-from tunewright.pipeline.errors import NoSpace
+from tunewright.pipeline.errors import InvalidInput, NoSpace
 from tunewright.pipeline.settings import Home
 from tunewright.pipeline.workspace import Workspace
 
@@ -91,6 +91,15 @@ def test_opening_a_home_removes_stale_partials_of_every_kind_and_no_young_ones(t
     Workspace.open(home.root).store.close()
     for folder in folders:
         assert names(folder) == {f"{files.PARTIAL}1-young", "kept"}, folder
+
+
+def test_a_folder_with_other_things_is_no_home_and_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir(mode=0o755)
+    (tmp_path / "shared" / "report.txt").touch()
+    with pytest.raises(InvalidInput, match="not_a_data_home"):
+        Home.open(tmp_path / "shared")
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755
+    assert [entry.name for entry in (tmp_path / "shared").iterdir()] == ["report.txt"]
 
 
 def test_a_home_is_readable_by_its_owner_alone(tmp_path: Path) -> None:

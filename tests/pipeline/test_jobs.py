@@ -79,7 +79,7 @@ def test_a_job_that_cannot_do_its_work_fails_with_the_reason(workspace: Workspac
     eventually(lambda: state(workspace, job["id"]) == State.FAILED)
     ended = workspace.store.job(job["id"])
     assert ended["error"]["code"] == "artifact_not_found" and "'ex-none-0000'" in ended["error"]["what"]
-    assert ended["error"]["next"] == "list_artifacts()"
+    assert ended["error"]["next"] == 'list_artifacts(kind="export")'
     assert ended["created_at"] <= ended["started_at"] <= ended["ended_at"]
     assert codes(workspace, job["id"]) == ["submitted", "started", "failed"]
 

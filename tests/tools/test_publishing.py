@@ -40,16 +40,15 @@ async def test_nothing_goes_to_the_hub_without_confirmation(
 
 
 async def test_without_a_token_publishing_to_the_hub_fails_with_how_to_log_in(
-    call: Call, adapter: Row, workspace: Workspace
+    refused: Refused, adapter: Row, workspace: Workspace
 ) -> None:
-    answer = await call("publish_to_hub", artifact_id=adapter["id"], repo_id="me/numbers", confirm=True)
-    assert answer["state"] == "failed"
-    assert answer["error"]["code"] == "hub_token_missing"
-    assert "HF_TOKEN" in answer["error"]["allowed"]
-    assert answer["error"]["next"].startswith("publish_to_hub(")
+    text = await refused("publish_to_hub", artifact_id=adapter["id"], repo_id="me/numbers", confirm=True)
+    assert text.startswith("hub_token_missing: ")
+    assert "HF_TOKEN" in text
+    assert "Next: publish_to_hub(" in text
     assert not workspace.store.artifacts("publication")
-    status = await call("get_status", **answer["next_steps"][0]["arguments"])
-    assert status["job"]["error"] == answer["error"]
+    (job,) = workspace.store.rows("SELECT * FROM jobs")
+    assert (job["state"], job["error"]["code"]) == ("failed", "hub_token_missing")
 
 
 async def test_a_name_that_the_hub_would_refuse_is_refused_here(refused: Refused, adapter: Row) -> None:
@@ -73,11 +72,10 @@ async def test_a_dry_run_for_ollama_shows_the_modelfile_also_without_a_server(
     assert not workspace.store.rows("SELECT id FROM jobs")
 
 
-async def test_without_a_server_publishing_to_ollama_fails_with_how_to_start_one(call: Call, export: Row) -> None:
-    answer = await call("publish_to_ollama", export_id=export["id"], model_name="numbers")
-    assert answer["state"] == "failed"
-    assert answer["error"]["code"] == "ollama_unavailable"
-    assert "ollama serve" in answer["error"]["allowed"]
+async def test_without_a_server_publishing_to_ollama_fails_with_how_to_start_one(refused: Refused, export: Row) -> None:
+    text = await refused("publish_to_ollama", export_id=export["id"], model_name="numbers")
+    assert text.startswith("ollama_unavailable: ")
+    assert "ollama serve" in text
 
 
 async def test_pushing_to_a_registry_needs_confirmation(refused: Refused, export: Row) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tunewright.pipeline import chat_template
 from tunewright.pipeline.data.prepare import load_rows, prepare
+from tunewright.pipeline.data.splits import split_file
 from tunewright.pipeline.files import read_json
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -93,6 +94,16 @@ def test_every_layout_in_every_file_becomes_messages(workspace: Workspace, write
     assert rows_of(dataset) == [expected]
     assert rows_of(dataset, "eval") == []
     assert dataset["document"]["format"] == format
+
+
+def test_a_csv_with_semicolons_is_read_as_one(workspace: Workspace, tmp_path: Path) -> None:
+    file = tmp_path / "euro.csv"
+    file.write_text('question;answer\n"What, then?";Tea, cups\n"One; two";Three\n', encoding="utf-8")
+    row = prepare(workspace, str(file), eval_fraction=0)
+    assert load_rows(split_file(Path(row["document"]["path"]), "train")) == [
+        [{"role": "user", "content": "What, then?"}, {"role": "assistant", "content": "Tea, cups"}],
+        [{"role": "user", "content": "One; two"}, {"role": "assistant", "content": "Three"}],
+    ]
 
 
 def test_a_mapping_says_which_columns_are_read(workspace: Workspace, write: Write) -> None:
