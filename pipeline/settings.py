@@ -15,8 +15,10 @@ class Home:
 
     @classmethod
     def open(cls, root: Path | str | None = None) -> "Home":
-        """The home at `root`, else at `TUNEWRIGHT_HOME`, else `~/.tunewright`. Its mode becomes 0700. Raises InvalidInput where the
-        folder holds something else: it may be shared with others."""
+        """The home at `root`, else at `TUNEWRIGHT_HOME`, else `~/.tunewright`; makes its folders, mode 0700.
+
+        Raises InvalidInput where the folder holds something else: it may be shared with others.
+        """
         path = Path(root or os.environ.get("TUNEWRIGHT_HOME") or "~/.tunewright").expanduser().absolute()
         home = cls(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
