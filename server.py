@@ -1,7 +1,7 @@
 """Tunewright's MCP server and its command line: `tunewright [--home DIR] [--inline]` serves stdio.
 
-Standard output carries the protocol and nothing else, from the first import to the last atexit: `main` puts the wire
-aside before anything else is imported. `tunewright demo` shows the whole chain on a terminal.
+Standard output carries the protocol and nothing else, from the first import to the last atexit: `serve` puts the
+wire aside before anything but the standard library is imported. `tunewright demo` shows the whole chain on a terminal.
 """
 
 import os

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +45,7 @@ class Reader:
         elif suffix == ".json":
             rows = self._json()
         else:
-            rows = self._table("\t" if suffix == ".tsv" else self._separator())
+            rows = self._table("\t" if suffix == ".tsv" else None)
         number = 0
         for number, row in rows:
             yield number, row
@@ -129,14 +130,14 @@ class Reader:
             next=call("prepare_dataset", source=str(self.path)),
         ) from cause
 
-    def _separator(self) -> str:
-        """The comma, or the semicolon that spreadsheets write in half of Europe, by which stands in the header more."""
-        header = next(self._lines(), "")
-        return ";" if header.count(";") > header.count(",") else ","
-
-    def _table(self, separator: str) -> Iterator[tuple[int, object]]:
+    def _table(self, separator: str | None) -> Iterator[tuple[int, object]]:
+        """Without a `separator` the comma, or the semicolon of Europe's spreadsheets where the header has more."""
         csv.field_size_limit(MAX_CELL_CHARACTERS)
-        records = csv.reader(self._lines(), delimiter=separator, strict=True)
+        # One pass: every line that `_lines` gives goes into the file's hash.
+        lines = self._lines()
+        head = next(lines, "")
+        delimiter = separator or (";" if head.count(";") > head.count(",") else ",")
+        records = csv.reader(chain([head] if head else [], lines), delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(records, list[str]())]
             filled = (record for record in records if record)

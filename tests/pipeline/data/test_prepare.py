@@ -104,6 +104,9 @@ def test_a_csv_with_semicolons_is_read_as_one(workspace: Workspace, tmp_path: Pa
         [{"role": "user", "content": "What, then?"}, {"role": "assistant", "content": "Tea, cups"}],
         [{"role": "user", "content": "One; two"}, {"role": "assistant", "content": "Three"}],
     ]
+    (source,) = read_json(Path(row["document"]["path"]) / "manifest.json")["files"]
+    assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert source["size_bytes"] == file.stat().st_size
 
 
 def test_a_mapping_says_which_columns_are_read(workspace: Workspace, write: Write) -> None:
