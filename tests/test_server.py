@@ -34,8 +34,8 @@ from tunewright.pipeline import artifacts
 libc = ctypes.CDLL(None)
 
 def make_noise(where):
-    print("noise: print", where)
-    print("noise: flushed print", where, flush=True)
+    print("noise: print " + where)  # in one write, so that the thread cannot come between its words
+    print("noise: flushed print " + where, flush=True)
     os.write(1, b"noise: descriptor\\n")
     libc.printf(b"noise: printf, buffered by C\\n")
     subprocess.run(["echo", "noise: child"], check=True)
