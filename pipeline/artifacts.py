@@ -28,7 +28,9 @@ def page(workspace: Workspace, kind: str | None, number: int) -> tuple[list[dict
 def folder_of(workspace: Workspace, row: Row) -> Path | None:
     """Where an artifact's files lie; a publication has none here."""
     home = workspace.home
-    parents = {"dataset": home.datasets, "adapter": home.adapters, "export": home.exports}
+    if row["kind"] == "dataset":  # one that was added to lies in a folder of its own
+        return Path(row["document"]["path"])
+    parents = {"adapter": home.adapters, "export": home.exports}
     return parents[row["kind"]] / row["id"] if row["kind"] in parents else None
 
 

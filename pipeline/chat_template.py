@@ -6,7 +6,7 @@ model's `tokenizer.json`. Models that carry no `tokenizer.json` are refused.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ from tunewright.pipeline import models
 from tunewright.pipeline.errors import InvalidInput
 from tunewright.pipeline.workspace import Workspace
 
-Message = dict[str, str]
+Message = dict[str, Any]
+Tools = Sequence[Mapping[str, Any]]
 
 # Private-use characters. Where one that the conversation does not hold lands in the text, an answer begins.
 MARKS = tuple(map(chr, range(0xE000, 0xF900)))
@@ -126,14 +127,22 @@ class ChatTemplate:
         return "enable_thinking" in self.source
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, enable_thinking: bool | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Tools = (),
+        add_generation_prompt: bool = False,
+        enable_thinking: bool | None = None,
     ) -> str:
-        """The text of a conversation as the model sees it; `enable_thinking` overrides the template's setting."""
+        """The text of a conversation as the model sees it; `enable_thinking` overrides the template's setting.
+
+        `tools` are the functions that may be called, in OpenAI's form.
+        """
         thinking = self.enable_thinking if enable_thinking is None else enable_thinking
         try:
             return self._template.render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, enable_thinking=thinking,
-                tools=None, documents=None, **self._special,
+                tools=list(tools) or None, documents=None, **self._special,
             )  # fmt: skip
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages[:6])
@@ -151,16 +160,16 @@ class ChatTemplate:
         """The text of each token."""
         return [self.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
 
-    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    def encode(self, messages: Sequence[Message], tools: Tools = ()) -> tuple[list[int], list[int]]:
         """Token ids of the conversation and its loss mask (same length): 1 on what the assistant says, else 0.
 
-        What is trained is each answer and the token that ends its turn, so that the model learns to stop; the header
-        and an empty thinking block are part of the prompt, as when it answers later.
+        What is trained is each answer, the tools it calls, and the token that ends its turn, so that the model learns
+        to stop; the header and an empty thinking block are part of the prompt, as when it answers later.
         """
-        text = self.render(messages)
+        text = self.render(messages, tools=tools)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         mask = [0] * len(encoding.ids)
-        for begin, end in self._answer_spans(messages, text):
+        for begin, end in self._answer_spans(messages, tools, text):
             inside = [i for i, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]
             if not inside:
                 continue
@@ -171,14 +180,16 @@ class ChatTemplate:
                 mask[following] = 1
         return encoding.ids, mask
 
-    def _answer_spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+    def _answer_spans(self, messages: Sequence[Message], tools: Tools, text: str) -> list[tuple[int, int]]:
         """Character spans of the answers: what changes in the text when an answer is replaced by a mark."""
         mark = next(mark for mark in MARKS if mark not in text)
         spans: list[tuple[int, int]] = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            marked = self.render([*messages[:number], {**message, "content": mark}, *messages[number + 1 :]])
+            # Without its calls: they are part of what the mark stands for.
+            marked_turn = {"role": "assistant", "content": mark}
+            marked = self.render([*messages[:number], marked_turn, *messages[number + 1 :]], tools=tools)
             begin = marked.find(mark)
             if begin < 0:
                 continue
@@ -186,7 +197,7 @@ class ChatTemplate:
             if not text.startswith(marked[:begin]):
                 # The answer has its own thinking block instead of an empty one: trained whole, as a prompt with
                 # thinking leaves it to the model.
-                prompt = self.render(messages[:number], add_generation_prompt=True, enable_thinking=True)
+                prompt = self.render(messages[:number], tools=tools, add_generation_prompt=True, enable_thinking=True)
                 begin = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(prompt))
             end = len(text) - len(tail) if text.endswith(tail) else len(text)
             spans.append((begin, end))

@@ -29,6 +29,14 @@ NICENESS = 5
 def stage(kind: str) -> Callable[[JobContext], dict[str, Any]]:
     """The function that does the work of a kind of job. Imports it, which for most takes seconds."""
     match kind:
+        case "prepare_dataset":
+            from tunewright.pipeline.data import prepare
+
+            return prepare.run
+        case "generate_examples":
+            from tunewright.pipeline.generation import generate
+
+            return generate.run
         case "finetune":
             from tunewright.pipeline.training import finetune
 

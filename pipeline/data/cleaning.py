@@ -1,45 +1,80 @@
-"""What is left out of a dataset and why, and what in the kept rows deserves a warning."""
+"""What is done about each thing found in a row, what was done how often, and when two rows are the same."""
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from tunewright.pipeline.data.layouts import Message, shortened
+from tunewright.pipeline.data import privacy
+from tunewright.pipeline.data.cells import shortened
+from tunewright.pipeline.data.rows import Message, Record, calls_as_text, to_json
+from tunewright.pipeline.errors import InvalidInput, call
 
+Action = Literal["keep", "mend", "drop", "mask", "truncate", "split", "ignore"]
+Finding = Literal[
+    "near_duplicate", "html", "mojibake", "control_tokens", "role_order", "too_long", "personal_data", "secrets"
+]
+# What may be done about a finding; the first is done unless told otherwise. What is kept is reported; what is ignored
+# is not looked for.
+ACTIONS: dict[Finding, tuple[Action, ...]] = {
+    "near_duplicate": ("drop", "keep", "ignore"),
+    "html": ("mend", "drop", "keep"),
+    "mojibake": ("mend", "drop", "keep"),
+    "control_tokens": ("mend", "drop", "keep"),
+    "role_order": ("mend", "drop"),
+    "too_long": ("keep", "drop", "truncate", "split"),
+    "personal_data": ("keep", "mask", "drop"),
+    "secrets": ("keep", "mask", "drop"),
+}
 MAX_EXAMPLES = 3
 EXAMPLE_CHARACTERS = 160
-FEW_ROWS = 100
 
-PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
-# What the templates of the known models write themselves: ChatML, Llama 3 and Phi; DeepSeek, whose bars (U+FF5C) are
-# wide ones; Gemma; Llama 2 and Mistral. Left in the data, a model learns to print them.
-CONTROL_TOKEN = re.compile(
-    r"<\|[A-Za-z]\w{1,40}\|>|<\uff5c[^<>\uff5c]{1,40}\uff5c>|</?(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</s>|<(?:bos|eos)>"
-)
+
+def actions(chosen: Mapping[Finding, Action] | None) -> dict[Finding, Action]:
+    """The action for every finding: the default where `chosen` names none. Raises InvalidInput."""
+    taken: dict[Finding, Action] = {finding: allowed[0] for finding, allowed in ACTIONS.items()}
+    taken |= dict(chosen or {})
+    for finding, action in taken.items():
+        if action not in ACTIONS.get(finding, ()):
+            allowed = "; ".join(f"{known}: {', '.join(does)}" for known, does in ACTIONS.items())
+            raise InvalidInput(
+                "invalid_cleaning",
+                f"cleaning={{{finding!r}: {action!r}}}.",
+                allowed=f"What can be found and done, the default first: {allowed}.",
+                next=call("prepare_dataset", source="…", cleaning={"html": "keep"}),
+            )
+    return taken
 
 
 @dataclass
-class Drops:
-    """Rows left out, counted by reason, the first few of each shown."""
+class Tally:
+    """What happened to rows, counted by reason, the first few of each shown."""
 
     counts: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict[str, list[dict[str, Any]]])
 
     def add(self, reason: str, file: str, row: int, why: str, value: object) -> None:
-        """`row` is the row's number in `file`, `value` what stood there."""
+        """`row` is the row's number in `file`, `value` what stood there: shown without personal data and secrets."""
         self.counts[reason] += 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < MAX_EXAMPLES:
-            shown.append({"file": file, "row": row, "why": why, "text": shortened(value, EXAMPLE_CHARACTERS)})
+            text = shortened(to_json(value) if isinstance(value, Record) else value, 4 * EXAMPLE_CHARACTERS)
+            text = shortened(privacy.masked(text, privacy.find(text)), EXAMPLE_CHARACTERS)
+            shown.append({"file": file, "row": row, "why": why, "text": text})
+
+    def merge(self, later: "Tally") -> None:
+        """Adds what happened to later rows."""
+        self.counts += later.counts
+        for reason, examples in later.examples.items():
+            shown = self.examples.setdefault(reason, [])
+            shown += examples[: MAX_EXAMPLES - len(shown)]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """`{reason: {"count": …, "examples": […]}}`, only of reasons that occurred."""
+        """`{reason: {"count": …, "examples": […]}}`, only of reasons that occurred, the commonest first."""
         return {
             reason: {"count": count, "examples": self.examples.get(reason, [])}
-            for reason, count in self.counts.items()
+            for reason, count in sorted(self.counts.items(), key=lambda entry: (-entry[1], entry[0]))
             if count
         }
 
@@ -52,63 +87,42 @@ class Drops:
         )
 
 
-def fingerprint(messages: Sequence[Message]) -> bytes:
-    """The same for conversations that differ in white space alone."""
-    normal = "\x00".join(f"{message['role']}\x01{' '.join(message['content'].split())}" for message in messages)
-    return hashlib.blake2b(normal.encode("utf-8"), digest_size=16).digest()
+def fingerprint(record: Record) -> bytes:
+    """8 bytes, the same for rows that differ in white space alone (in a million rows a chance pair is 1 in 10⁸)."""
+    parts = [record.kind, str(record.label), " ".join(record.text.split())]
+    for messages in (record.messages, record.chosen, record.rejected):
+        parts.append("\x02")
+        parts += map(_said, messages)
+    return hashlib.blake2b("\x00".join(parts).encode("utf-8"), digest_size=8).digest()
 
 
-@dataclass(frozen=True)
-class Suspects:
-    """Placeholders and control tokens found in one row."""
-
-    placeholders: frozenset[str]
-    control_tokens: frozenset[str]
+def _said(message: Message) -> str:
+    return f"{message['role']}\x01{' '.join(message['content'].split())}\x01{calls_as_text(message) or ''}"
 
 
-def suspects(messages: Iterable[Message]) -> Suspects | None:
-    """What in the row was hardly meant to be learnt, or None."""
-    placeholders: set[str] = set()
-    control_tokens: set[str] = set()
-    for message in messages:
-        text = message["content"]
-        # Looking for one character first is many times faster than the patterns.
-        if "{" in text:
-            placeholders.update(PLACEHOLDER.findall(text))
-        if "<" in text or "[" in text:
-            control_tokens.update(CONTROL_TOKEN.findall(text))
-    if placeholders or control_tokens:
-        return Suspects(frozenset(placeholders), frozenset(control_tokens))
-    return None
+def prompt_fingerprint(record: Record) -> bytes:
+    """8 bytes, the same for rows that ask the same: all that comes before the answer, but for a system message."""
+    asked = [_said(m) for m in record.messages[: None if record.chosen else -1] if m["role"] != "system"]
+    text = "\x00".join(asked) if asked else " ".join(record.text.split())
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
 
 
-def warnings(rows: int, eval_rows: int, eval_fraction: float, found: Iterable[Suspects]) -> list[str]:
-    """What the agent should know before it trains on `rows` rows in which `found` was found."""
-    texts: list[str] = []
-    if rows < FEW_ROWS:
-        texts.append(
-            f"Only {rows} rows: fewer than {FEW_ROWS} is thin, 1,000 or more are preferred; quality beats number."
-        )
-    if eval_fraction > 0 and eval_rows == 0:
-        texts.append(f"No rows are held out for evaluation: {rows} rows are too few for eval_fraction={eval_fraction}.")
-    placeholders: Counter[str] = Counter()
-    control_tokens: Counter[str] = Counter()
-    for row in found:
-        placeholders.update(row.placeholders)
-        control_tokens.update(row.control_tokens)
-    if placeholders:
-        texts.append(
-            f"Placeholders will be learnt as they stand: {_listed(placeholders)}. Replace them in the source first."
-        )
-    if control_tokens:
-        texts.append(
-            f"Control tokens of chat templates stand in the data: {_listed(control_tokens)}. "
-            "A model trained on them prints them; remove them from the source first."
-        )
-    return texts
-
-
-def _listed(counts: Counter[str]) -> str:
+def listed(counts: Counter[str], noun: str = "row") -> str:
+    """`a in 3 rows, b in 1 row and 4 others`, the commonest first."""
     shown = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     more = f" and {len(shown) - 10} others" if len(shown) > 10 else ""
-    return ", ".join(f"{text} in {count} row{'s' * (count != 1)}" for text, count in shown[:10]) + more
+    return ", ".join(f"{text} in {count:,} {noun}{'s' * (count != 1)}" for text, count in shown[:10]) + more
+
+
+def texts_of(record: Record) -> Iterable[str]:
+    """Every text of a row."""
+    return [record.text] if record.kind == "text" else [message["content"] for message in record.all_messages()]
+
+
+def with_texts(record: Record, texts: Sequence[str]) -> None:
+    """Puts other texts in the place of those that `texts_of` gave."""
+    if record.kind == "text":
+        record.text = texts[0]
+        return
+    for message, text in zip(record.all_messages(), texts, strict=True):
+        message["content"] = text

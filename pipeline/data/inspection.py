@@ -3,13 +3,15 @@
 The last two come from `ChatTemplate`, the very code that the trainer encodes with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tunewright.pipeline.catalog import DEFAULT_MODEL
-from tunewright.pipeline.data.splits import EVAL, TRAIN, Message, count_rows, load_slice, split_file
+from tunewright.pipeline.data.rows import Message, Record, to_json
+from tunewright.pipeline.data.splits import EVAL, TRAIN, count_rows, load_slice, split_file
 from tunewright.pipeline.errors import InvalidInput, NotFound, call
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -32,11 +34,14 @@ def inspect(
     offset: int = 0,
     model: str | None = None,
     split: str = "train",
+    max_seq_length: int | None = None,
 ) -> dict[str, Any]:
     """`rows` rows of a split from number `offset` (from 0) on; `rendered` and `mask` need the `model`.
 
-    Each row has `row` (its number) and: conversation: `messages`; rendered: `text`, `tokens`; mask: `segments`
-    (`text`, `trained`), `tokens`, `trained_tokens`. Texts over 2,000 characters are shortened in the middle and say so.
+    Each row has `row` (its number) and: conversation: `messages` (or what its kind holds); rendered: `text`, `tokens`;
+    mask: `segments` (`text`, `trained`; `cut` for what lies beyond `max_seq_length`), `tokens`, `trained_tokens`. Of a
+    preference pair the last two views show `chosen` and `rejected`. Texts over 2,000 characters are shortened in the
+    middle and say so.
 
     Raises InvalidInput (view, split, offset, no model), NotFound (dataset or its files), and what loading the model's
     template raises.
@@ -58,8 +63,8 @@ def inspect(
             allowed=f"0 to {held - 1}." if held else "No row was held out for evaluation.",
             next=call("inspect_dataset", dataset_id=dataset["id"], offset=max(0, held - rows)),
         )
-    show = _viewer(workspace, dataset, view, model)
-    shown = [{"row": offset + i, **show(messages)} for i, messages in enumerate(load_slice(path, offset, rows))]
+    show = _viewer(workspace, dataset, view, model, max_seq_length)
+    shown = [{"row": offset + i, **show(record)} for i, record in enumerate(load_slice(path, offset, rows))]
     return {
         "dataset_id": dataset["id"],
         "view": view,
@@ -71,7 +76,7 @@ def inspect(
 
 
 def _existing(workspace: Workspace, dataset: Row, split: str) -> Path:
-    path = split_file(workspace.home.datasets / dataset["id"], split)
+    path = split_file(Path(dataset["document"]["path"]), split)
     if not path.is_file():
         raise NotFound(
             "dataset_files_missing",
@@ -83,8 +88,8 @@ def _existing(workspace: Workspace, dataset: Row, split: str) -> Path:
 
 
 def _viewer(
-    workspace: Workspace, dataset: Row, view: str, model: str | None
-) -> Callable[[Sequence[Message]], dict[str, Any]]:
+    workspace: Workspace, dataset: Row, view: str, model: str | None, max_seq_length: int | None
+) -> Callable[[Record], dict[str, Any]]:
     if view == "conversation":
         return _conversation
     if model is None:
@@ -97,27 +102,58 @@ def _viewer(
     from tunewright.pipeline import chat_template
 
     template = chat_template.load(workspace, model)
-    view_of = _rendered if view == "rendered" else _masked
-    return lambda messages: view_of(template, messages)
+    view_of = _rendered if view == "rendered" else partial(_masked, max_seq_length=max_seq_length)
+    return lambda record: _each_half(template, record, view_of)
 
 
-def _conversation(messages: Sequence[Message]) -> dict[str, Any]:
-    return {"messages": [{"role": m["role"], "content": _shortened(m["content"])} for m in messages]}
+def _conversation(record: Record) -> dict[str, Any]:
+    shown = {key: _short(value) for key, value in to_json(record).items()}
+    return shown | ({"source_chunk": record.source_chunk} if record.source_chunk else {})
 
 
-def _rendered(template: "ChatTemplate", messages: Sequence[Message]) -> dict[str, Any]:
-    text = template.render(messages)
+def _short(value: Any) -> Any:
+    """The value with every long text in it shortened."""
+    if isinstance(value, str):
+        return _shortened(value)
+    if isinstance(value, list):
+        return [_short(entry) for entry in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {key: _short(entry) for key, entry in cast("dict[str, Any]", value).items()}
+    return value
+
+
+def _each_half(
+    template: "ChatTemplate", record: Record, view: Callable[["ChatTemplate", list[Message], Record], dict[str, Any]]
+) -> dict[str, Any]:
+    """A pair is shown twice, as it is trained: the prompt with each of its answers."""
+    if record.kind != "preference":
+        return view(template, record.messages, record)
+    halves = {"chosen": record.chosen, "rejected": record.rejected}
+    return {name: view(template, [*record.messages, *answer], record) for name, answer in halves.items()}
+
+
+def _rendered(template: "ChatTemplate", messages: list[Message], record: Record) -> dict[str, Any]:
+    text = record.text if record.kind == "text" else template.render(messages, tools=record.tools)
     return {"text": _shortened(text), "tokens": len(template.ids(text))}
 
 
-def _masked(template: "ChatTemplate", messages: Sequence[Message]) -> dict[str, Any]:
-    ids, mask = template.encode(messages)
+def _masked(
+    template: "ChatTemplate", messages: list[Message], record: Record, max_seq_length: int | None
+) -> dict[str, Any]:
+    if record.kind == "text":
+        ids = template.ids(record.text)
+        mask = [1] * len(ids)
+    else:
+        ids, mask = template.encode(messages, record.tools)
+    limit = max_seq_length or len(ids)
     segments: list[dict[str, Any]] = []
-    for trained, tokens in groupby(zip(ids, mask, strict=True), key=lambda token: bool(token[1])):
+    state = ["cut" if i >= limit else "trained" if trained else "" for i, trained in enumerate(mask)]
+    for kind, tokens in groupby(zip(ids, state, strict=True), key=lambda token: token[1]):
         # Together, not one by one: a character may be made of several tokens.
         text = template.tokenizer.decode([i for i, _ in tokens], skip_special_tokens=False)
-        segments.append({"text": _shortened(text), "trained": trained})
-    return {"segments": segments, "tokens": len(ids), "trained_tokens": sum(mask)}
+        segment = {"text": _shortened(text), "trained": kind == "trained"}
+        segments.append(segment | ({"cut": True} if kind == "cut" else {}))
+    return {"segments": segments, "tokens": len(ids), "trained_tokens": sum(mask[:limit])}
 
 
 def _shortened(text: str) -> str:

@@ -1,140 +1,107 @@
-"""Alpaca, ShareGPT, ChatML and mapped columns, all turned into `messages`.
+"""Which of the field's layouts a file has, and its rows read by it.
 
-Guarantees that what `to_messages` returns is a conversation that can be trained on: an optional system message, then
-user and assistant in turn, ending with the assistant, no message blank, every text valid Unicode. Texts are kept as
-they stand: nothing is stripped, cut or replaced.
+A layout is recognised by its columns' names and by what stands in its first rows, or said by a mapping, a format or
+LLaMA-Factory's dataset_info.json. What is not recognised is refused with the columns, a sample of each, the nearest
+layout and a mapping to send back. `recognition` knows the layouts, `conversion` reads the rows.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from difflib import SequenceMatcher
 
-from tunewright.pipeline.errors import InvalidInput, call, nearest
+from tunewright.pipeline.data import recognition
+from tunewright.pipeline.data.cells import shortened
+from tunewright.pipeline.data.conversion import MEDIA, Layout, to_record
+from tunewright.pipeline.data.llamafactory import LayoutHint
+from tunewright.pipeline.data.rows import Kind
+from tunewright.pipeline.data.samples import Sample, key
+from tunewright.pipeline.errors import InvalidInput, call
 
-Message = dict[str, str]
+__all__ = ["FORMATS", "Layout", "check_mapping", "find", "shortened", "to_record"]
 
-FORMATS = ("auto", "alpaca", "sharegpt", "chatml", "mapped")
-MAPPING_KEYS = ("prompt", "response", "system", "input")
-# Formats with the columns (in lower case) that their rows must have; the first that fits is taken.
-KNOWN = (
-    ("chatml", {"turns": "messages"}),
-    ("sharegpt", {"turns": "conversations"}),
-    ("alpaca", {"prompt": "instruction", "response": "output"}),
-    ("mapped", {"prompt": "prompt", "response": "response"}),
-    ("mapped", {"prompt": "question", "response": "answer"}),
-    ("mapped", {"prompt": "prompt", "response": "completion"}),
+FORMATS = (
+    "auto", "alpaca", "sharegpt", "chatml", "prompt_completion", "question_answer", "preference", "kto", "text",
+    "mapped",
+)  # fmt: skip
+# What a mapping must name and what it may name beside it; the first that shares a key that it must have is meant.
+MAPPINGS = (
+    (("text",), ()),
+    (("chosen", "rejected"), ("prompt", "input", "messages", "system", "history", "tools")),
+    (("messages",), ("system", "tools", "label")),
+    (("prompt", "response"), ("input", "system", "history", "thinking", "label", "tools")),
 )
-ROLES = {
-    "system": "system", "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "chatgpt": "assistant",
-}  # fmt: skip
-LOOKED_FOR = (
-    "Looked for: instruction and output (Alpaca), conversations (ShareGPT), messages (ChatML), "
-    "prompt and response, question and answer, prompt and completion."
-)
-# Words in the names of columns, from which a mapping is guessed for the agent to confirm.
-PROMPT_WORDS = ("prompt", "question", "instruction", "query", "input", "user", "ask", "title")
-RESPONSE_WORDS = ("response", "answer", "output", "completion", "reply", "assistant", "solution", "target")
-SAMPLE_CHARACTERS = 60
+# The columns by which layouts are known, for the nearest one to be named.
+KNOWN = {
+    "alpaca": ("instruction", "output"),
+    "sharegpt": ("conversations",),
+    "chatml": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "question_answer": ("question", "answer"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "kto": ("prompt", "completion", "label"),
+    "text": ("text",),
+}
+LIKE = 0.6  # similarity of two names from which one may be a misspelling of the other
+# LLaMA-Factory's names of columns, and what it takes where an entry names none.
+HINTED_PARTS = {"query": "input", "kto_tag": "label"}
+HINTED_DEFAULTS = {
+    "alpaca": {"prompt": "instruction", "query": "input", "response": "output"},
+    "sharegpt": {"messages": "conversations"},
+    "openai": {"messages": "messages"},
+}
+NEEDED_PARTS = ("prompt", "response", "messages", "chosen", "rejected", "label")
 
 
-class Unusable(Exception):
-    """Raised for a row that cannot be trained on. `reason` is malformed or empty, the text says why."""
+def find(
+    rows: Sequence[object],
+    path: str,
+    format: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+    hint: LayoutHint | None = None,
+) -> Layout:
+    """The layout of a file, judged by its first `rows`; `path` is what errors call it.
 
-    def __init__(self, reason: str, why: str) -> None:
-        self.reason = reason
-        super().__init__(why)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How rows hold a conversation: `columns` leads from its parts to the columns that hold them.
-
-    Parts: `turns` (a list of messages) with optional `system`; or `prompt` and `response` with optional `input`,
-    `system` and `history` (earlier pairs).
+    A mapping goes before a format, and that before a hint. Raises InvalidInput: `unknown_layout`, `column_not_found`.
     """
-
-    format: str
-    columns: dict[str, str]
-
-
-def find(rows: Sequence[object], path: str, format: str = "auto", mapping: Mapping[str, str] | None = None) -> Layout:
-    """The layout of a file, judged by the columns of its first `rows`. Raises InvalidInput with what was found."""
-    samples = _samples(rows)
-    names = {name.strip().casefold(): name for name in reversed(samples)}
+    sample = Sample(rows)
+    if not sample.shown:
+        raise InvalidInput(
+            "unknown_layout", f"{path} holds no objects with named fields.", allowed=f"Known layouts: {_known()}."
+        )
     if mapping:
-        return _mapped(mapping, names, samples, path)
-    if {"chosen", "rejected"} <= set(names) and format == "auto":
-        raise _preference_data(rows, samples, path)
-    for layout, parts in KNOWN:
-        if format in ("auto", layout) and all(name in names for name in parts.values()):
-            optional = {part: names[part] for part in _optional_parts(layout) if part in names}
-            return Layout(layout, {part: names[name] for part, name in parts.items()} | optional)
-    raise _unknown(samples, path, format)
-
-
-def _preference_data(rows: Sequence[object], samples: Mapping[str, str], path: str) -> InvalidInput:
-    prompt = _guess(samples, ("prompt", "instruction", "question"), "chosen")
-    first = next(cast("dict[str, Any]", row) for row in rows if isinstance(row, dict))
-    are_texts = isinstance(first.get(prompt), str) and isinstance(first.get("chosen"), str)
-    return InvalidInput(
-        "preference_data",
-        f"{path} holds pairs of a chosen and a rejected answer: data for preference training, not for chats.",
-        allowed="The chosen answers alone can be trained on where prompt and answer are columns of text.",
-        next=_next_call(path, {"prompt": prompt, "response": "chosen"}) if are_texts else "",
-    )
-
-
-def _optional_parts(layout: str) -> tuple[str, ...]:
-    return ("input", "system", "history") if layout == "alpaca" else ("system",)
-
-
-def _samples(rows: Sequence[object]) -> dict[str, str]:
-    """The columns of `rows`, each with the first value that is not blank, shortened."""
-    samples: dict[str, str] = {}
-    for row in rows:
-        if isinstance(row, dict):
-            for name, value in cast("dict[str, Any]", row).items():
-                if not samples.get(name):
-                    samples[name] = shortened(value, SAMPLE_CHARACTERS) if value else ""
-    return samples
-
-
-def shortened(value: object, limit: int) -> str:
-    """`value` on one line of at most `limit` characters, `…` where something is left out."""
-    # Enough of the text is joined, not all: a value may be megabytes long.
-    text = value[: 4 * limit] if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    line = " ".join(text[: 4 * limit].split())
-    # Half a surrogate pair cannot be stored.
-    line = line.encode("utf-8", "replace").decode("utf-8")
-    return line if len(line) <= limit and len(text) < 4 * limit else line[: limit - 1] + "…"
-
-
-def _mapped(mapping: Mapping[str, str], names: Mapping[str, str], samples: Mapping[str, str], path: str) -> Layout:
-    columns: dict[str, str] = {}
-    for part, name in mapping.items():
-        column = name if name in samples else names.get(name.strip().casefold())
-        if column is None:
-            raise InvalidInput(
-                "column_not_found",
-                f"{path} has no column {name!r}, which the mapping names for {part!r}.",
-                allowed=f"{_listed(samples)} {nearest(name, list(samples))}",
-                next=_next_call(path, dict(mapping) | {part: _guess(samples, (name,), "")}),
-            )
-        columns[part] = column
-    return Layout("mapped", columns)
+        return _mapped(mapping, sample, path)
+    hinted = _hinted(hint, sample, path) if hint and format == "auto" else None
+    found = hinted or recognition.recognise(sample, format)
+    if found is None:
+        raise _unknown(sample, path, format)
+    return found
 
 
 def check_mapping(mapping: Mapping[str, str], format: str) -> None:
-    """Raises InvalidInput unless the mapping has its keys and goes with the format."""
-    wrong = [key for key in mapping if key not in MAPPING_KEYS]
-    missing = [key for key in ("prompt", "response") if key not in mapping]
-    if wrong or missing:
+    """Raises InvalidInput unless the mapping's keys make a row and go with the format."""
+    known = dict.fromkeys(part for needed, optional in MAPPINGS for part in (*needed, *optional))
+    unknown = [part for part in mapping if part not in known]
+    needed, optional = next((entry for entry in MAPPINGS if set(entry[0]) & set(mapping)), MAPPINGS[-1])
+    missing = [part for part in needed if part not in mapping]
+    extra = [part for part in mapping if part not in (*needed, *optional)]
+    twice = [column for column in mapping.values() if list(mapping.values()).count(column) > 1]
+    what = ""
+    if unknown:
+        what = f"has the unknown key {unknown[0]!r}"
+    elif missing:
+        what = f"lacks {missing[0]!r}"
+    elif extra:
+        what = f"has {extra[0]!r} beside {needed[0]!r}, which do not go together"
+    elif twice:
+        what = f"names the column {twice[0]!r} twice"
+    if what:
+        sets = "; ".join(
+            " and ".join(needed) + (f" (optional: {', '.join(optional)})" if optional else "")
+            for needed, optional in reversed(MAPPINGS)
+        )
         raise InvalidInput(
             "invalid_mapping",
-            f"The mapping {'has the unknown key ' + repr(wrong[0]) if wrong else 'lacks ' + repr(missing[0])}.",
-            allowed="Keys: prompt and response, optional system and input; each names a column of the file.",
+            f"The mapping {what}.",
+            allowed=f"Keys that make a row: {sets}. Each names a column of the file.",
             next=call("prepare_dataset", source="…", mapping={"prompt": "question", "response": "answer"}),
         )
     if format not in ("auto", "mapped"):
@@ -143,133 +110,93 @@ def check_mapping(mapping: Mapping[str, str], format: str) -> None:
         )
 
 
-def _unknown(samples: Mapping[str, str], path: str, format: str) -> InvalidInput:
-    looked_for = LOOKED_FOR
-    if format != "auto":
-        looked_for = f"format={format!r} was asked for. {LOOKED_FOR}"
-    if not samples:
-        return InvalidInput("unknown_layout", f"{path} holds no objects with named fields.", allowed=looked_for)
-    if len(samples) == 1:
+def _mapped(mapping: Mapping[str, str], sample: Sample, path: str) -> Layout:
+    columns: dict[str, str] = {}
+    for part, name in mapping.items():
+        column = name if name in sample.shown else sample.column(name)
+        if column is None:
+            raise InvalidInput(
+                "column_not_found",
+                f"{path} has no column {name!r}, which the mapping names for {part!r}.",
+                allowed=f"{sample.listed()} {sample.nearest(name)}",
+                next=_next_call(path, dict(mapping) | {part: sample.closest(name)}),
+            )
+        columns[part] = column
+    return recognition.layout(sample, "mapped", _kind(columns), columns)
+
+
+def _kind(columns: Mapping[str, str]) -> Kind:
+    if "text" in columns:
+        return "text"
+    if "chosen" in columns:
+        return "preference"
+    return "kto" if "label" in columns else "sft"
+
+
+def _hinted(hint: LayoutHint, sample: Sample, path: str) -> Layout | None:
+    """The layout that dataset_info.json says; None where it names no columns and the file has not the usual ones."""
+    format = hint.format if hint.format in HINTED_DEFAULTS else "alpaca"
+    named = hint.columns or HINTED_DEFAULTS[format]
+    columns: dict[str, str] = {}
+    for hinted, name in named.items():
+        part, column = HINTED_PARTS.get(hinted, hinted), sample.column(name)
+        if column is None and part in NEEDED_PARTS:
+            if not hint.columns:
+                return None
+            raise InvalidInput(
+                "column_not_found",
+                f"{path} has no column {name!r}, which dataset_info.json names for {hinted!r}.",
+                allowed=f"{sample.listed()} {sample.nearest(name)}",
+                next=_next_call(path, sample.guess()),
+            )
+        if column is not None and (part not in MEDIA or sample.values(column)):
+            columns[part] = column
+    if set(columns) == {"prompt"}:
+        # LLaMA-Factory's way to say raw text: a prompt without a response.
+        return recognition.layout(sample, "text", "text", {"text": columns["prompt"]})
+    kind = _kind(columns)
+    name = {"sft": {"openai": "chatml"}.get(format, format)}.get(kind, kind)
+    return recognition.layout(sample, name, kind, columns, hint.tags)
+
+
+def _unknown(sample: Sample, path: str, format: str) -> InvalidInput:
+    asked = "" if format == "auto" else f"format={format!r} was asked for. "
+    other = recognition.recognise(sample, "auto") if format not in ("auto", "mapped") else None
+    if other:
         return InvalidInput(
             "unknown_layout",
-            f"{path} has one column only. {_listed(samples)}",
-            allowed=f"{looked_for} Raw text alone is no conversation: write questions and answers from it.",
+            f"{path} is no {format}. {sample.listed()}",
+            allowed=f"format={format!r} was asked for; the columns are those of {other.format}.",
+            next=call("prepare_dataset", source=path),
         )
-    prompt = _guess(samples, PROMPT_WORDS, "")
-    response = _guess({name: text for name, text in samples.items() if name != prompt}, RESPONSE_WORDS, "")
+    options = sample.column(*recognition.OPTION_LISTS)
+    if options:
+        asked += f"{options} holds options in a column of their own: write them into the question. "
     return InvalidInput(
         "unknown_layout",
-        f"The layout of {path} is not known. {_listed(samples)}",
-        allowed=f"{looked_for} Or say by `mapping` which columns hold the prompt and the response.",
-        next=_next_call(path, {"prompt": prompt, "response": response}),
+        f"The layout of {path} is not known. {sample.listed()}",
+        allowed=f"{asked}{_nearest(sample)}Known layouts: {_known()}. Or say by `mapping` what the columns hold.",
+        next=_next_call(path, sample.guess()),
     )
 
 
-def _listed(samples: Mapping[str, str]) -> str:
-    return f"Columns: {'; '.join(f'{name} ({text!r})' for name, text in list(samples.items())[:20])}."
+def _known() -> str:
+    return "; ".join(f"{name} ({', '.join(columns)})" for name, columns in KNOWN.items())
 
 
-def _guess(samples: Mapping[str, str], words: Sequence[str], but: str) -> str:
-    """The column whose name holds one of `words`, the earliest word first; else the first column that is not `but`."""
-    names = [name for name in samples if name != but]
-    found = [name for word in words for name in names if word.casefold() in name.casefold()]
-    return (found or names or [but])[0]
+def _nearest(sample: Sample) -> str:
+    """The layout whose columns the file's names come closest to, and which of them it lacks; nothing if none is."""
+
+    def likeness(wanted: str) -> float:
+        return max(SequenceMatcher(None, wanted, key(name)).ratio() for name in list(sample.shown)[:100])
+
+    scores = {name: sum(map(likeness, columns)) / len(columns) for name, columns in KNOWN.items()}
+    best = max(scores, key=lambda name: scores[name])
+    missing = [name for name in KNOWN[best] if sample.column(name) is None]
+    if scores[best] < LIKE or not missing:
+        return ""
+    return f"Nearest layout: {best}, which lacks {' and '.join(missing)} here. "
 
 
 def _next_call(path: str, mapping: Mapping[str, str]) -> str:
     return call("prepare_dataset", source=path, mapping=dict(mapping))
-
-
-def to_messages(layout: Layout, row: object) -> list[Message]:
-    """The conversation in a row. Raises Unusable."""
-    if not isinstance(row, dict):
-        kind = f"a list of {len(cast('list[Any]', row))} values" if isinstance(row, list) else type(row).__name__
-        raise Unusable("malformed", f"the row is {kind}, not an object with the columns' names")
-    fields = cast("dict[str, Any]", row)
-    if "turns" in layout.columns:
-        messages = _from_turns(fields, layout.columns)
-    else:
-        messages = _from_columns(fields, layout.columns)
-    return _checked(messages)
-
-
-def _from_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Message]:
-    system, prompt, extra, response = (
-        _text(row, columns.get(part)) for part in ("system", "prompt", "input", "response")
-    )
-    messages = [{"role": "system", "content": system}]
-    for pair in _list(row, columns.get("history")):
-        if not (isinstance(pair, list) and [type(text) for text in cast("list[Any]", pair)] == [str, str]):
-            raise Unusable("malformed", "history is not a list of pairs of texts")
-        user, assistant = cast("list[str]", pair)
-        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-    # One line break between instruction and input, as LLaMA-Factory joins them.
-    question = "\n".join(text for text in (prompt, extra) if text.strip())
-    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": response}]
-
-
-def _from_turns(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[Message]:
-    messages: list[Message] = []
-    for turn in _list(row, columns["turns"]):
-        fields = cast("dict[str, Any]", turn) if isinstance(turn, dict) else {}
-        role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str | None):
-            raise Unusable("malformed", f"message {len(messages) + 1} is not a role and a text")
-        if role.strip().casefold() not in ROLES:
-            raise Unusable("malformed", f"message {len(messages) + 1} has the unknown role {shortened(role, 30)!r}")
-        messages.append({"role": ROLES[role.strip().casefold()], "content": content or ""})
-    if not messages or messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": _text(row, columns.get("system"))})
-    return messages
-
-
-def _text(row: Mapping[str, Any], column: str | None) -> str:
-    """A cell that must hold text; an absent or null one is an empty text."""
-    value = row.get(column) if column else None
-    if not isinstance(value, str | None):
-        raise Unusable("malformed", f"{column} is a {type(value).__name__}, not a text")
-    return value or ""
-
-
-def _list(row: Mapping[str, Any], column: str | None) -> list[Any]:
-    """A cell that must hold a list; in CSV, the list as JSON. An absent or blank one is an empty list."""
-    value = row.get(column) if column else None
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise Unusable("malformed", f"{column} is a text that is no JSON") from error
-    if not value:
-        return []
-    if not isinstance(value, list):
-        raise Unusable("malformed", f"{column} is a {type(value).__name__}, not a list")
-    return cast("list[Any]", value)
-
-
-def _checked(messages: list[Message]) -> list[Message]:
-    """The messages without a blank system message. Raises Unusable where roles or texts are not as promised above."""
-    if messages[0]["role"] == "system" and not messages[0]["content"].strip():
-        messages = messages[1:]
-    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
-    if not turns:
-        raise Unusable("empty", "there is no prompt and no answer")
-    for number, message in enumerate(turns):
-        expected = ("user", "assistant")[number % 2]
-        if message["role"] != expected:
-            raise Unusable("malformed", f"{message['role']} speaks where {expected} should (turn {number + 1})")
-    if len(turns) % 2:
-        raise Unusable("malformed", "the last turn is the user's: no answer follows")
-    for message in messages:
-        if not message["content"].strip():
-            raise Unusable("empty", "the prompt is blank" if message["role"] == "user" else "the answer is blank")
-        if not _is_unicode(message["content"]):
-            raise Unusable("malformed", "a text holds half of a surrogate pair")
-    return messages
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

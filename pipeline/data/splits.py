@@ -1,69 +1,121 @@
-"""Conversations on disk: an Arrow file while a dataset is being made, Parquet once it is.
+"""Rows on disk: an Arrow file while a dataset is being made, Parquet once it is. One schema for each kind of row.
 
 Guarantees that the same rows give the same Parquet bytes (with one version of pyarrow), and that no more than a batch
 of rows is in memory while writing. pyarrow is imported when it is first needed: an idle server does not pay for it.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from tunewright.pipeline.data.rows import Kind, Message, Record, calls_as_text, stored_message
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
-Message = dict[str, str]
-
 TRAIN, EVAL = "train", "eval"
-# A batch ends at whichever comes first; Arrow's texts hold 2 GiB a batch, memory should see much less.
 BATCH_ROWS = 2000
-BATCH_CHARACTERS = 32_000_000
+# Columns of conversations and those beside them, by the kind of row.
+TURNS: dict[Kind, tuple[str, ...]] = {
+    "sft": ("messages",),
+    "preference": ("messages", "chosen", "rejected"),
+    "kto": ("messages",),
+    "text": (),
+}
 
 
 def split_file(folder: Path, split: str) -> Path:
     return folder / f"{split}.parquet"
 
 
-def _schema() -> "pa.Schema":
+def schema(kind: Kind) -> "pa.Schema":
+    """The columns of a kind. Tool calls and tools are JSON text: their arguments have no common schema."""
     import pyarrow as pa
 
-    return pa.schema([("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))])
+    turn = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string())])
+    columns: list[tuple[str, Any]] = [(name, pa.list_(turn)) for name in TURNS[kind]]
+    if kind == "text":
+        columns.append(("text", pa.string()))
+    else:
+        columns.append(("tools", pa.string()))
+    if kind == "kto":
+        columns.append(("label", pa.bool_()))
+    return pa.schema([*columns, ("source_chunk", pa.string())], metadata={"kind": kind})
+
+
+def batch(kind: Kind, records: Sequence[Record]) -> "pa.RecordBatch":
+    """The records, all of `kind`, as one Arrow batch."""
+    import pyarrow as pa
+
+    form = schema(kind)
+    columns = [_turns([getattr(record, name) for record in records], form.field(name).type) for name in TURNS[kind]]
+    if kind == "text":
+        columns.append(pa.array([record.text for record in records], pa.string()))
+    else:
+        tools = [json.dumps(record.tools, ensure_ascii=False) if record.tools else None for record in records]
+        columns.append(pa.array(tools, pa.string()))
+    if kind == "kto":
+        columns.append(pa.array([record.label for record in records], pa.bool_()))
+    columns.append(pa.array([record.source_chunk for record in records], pa.string()))
+    return pa.RecordBatch.from_arrays(columns, schema=form)
+
+
+def _turns(conversations: Sequence[Sequence[Message]], form: Any) -> Any:
+    import pyarrow as pa
+
+    offsets = [0]
+    for messages in conversations:
+        offsets.append(offsets[-1] + len(messages))
+    flat = list(chain.from_iterable(conversations))
+    turns = pa.StructArray.from_arrays(
+        [
+            pa.array([message["role"] for message in flat], pa.string()),
+            pa.array([message["content"] for message in flat], pa.string()),
+            pa.array([calls_as_text(message) for message in flat], pa.string()),
+        ],
+        fields=list(form.value_type),
+    )
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), turns).cast(form)
+
+
+def records(part: "pa.RecordBatch", kind: Kind) -> Iterator[Record]:
+    """The rows of a batch or table that `batch` made."""
+    for row in part.to_pylist():
+        yield Record(
+            kind=kind,
+            messages=_messages(row.get("messages")),
+            chosen=_messages(row.get("chosen")),
+            rejected=_messages(row.get("rejected")),
+            label=row.get("label"),
+            text=row.get("text") or "",
+            tools=json.loads(row["tools"]) if row.get("tools") else [],
+            source_chunk=row["source_chunk"],
+        )
+
+
+def _messages(turns: list[dict[str, Any]] | None) -> list[Message]:
+    return [stored_message(turn["role"], turn["content"], turn["tool_calls"]) for turn in turns or []]
+
+
+def _kind(form: "pa.Schema") -> Kind:
+    return cast(Kind, form.metadata[b"kind"].decode())
 
 
 class Staging:
-    """Conversations appended to the Arrow file at `path`, numbered from 0 in order; to be closed before reading."""
+    """Batches appended to the Arrow file at `path`, rows numbered from 0 in order; to be closed before reading."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Kind) -> None:
         import pyarrow as pa
 
-        self._schema = _schema()
-        self._writer: Any = pa.ipc.new_file(path, self._schema)
-        self._begin_batch()
+        self._writer: Any = pa.ipc.new_file(path, schema(kind))
 
-    def _begin_batch(self) -> None:
-        self._characters = 0
-        self._offsets, self._roles, self._contents = [0], list[str](), list[str]()
-
-    def add(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            self._roles.append(message["role"])
-            self._contents.append(message["content"])
-            self._characters += len(message["content"])
-        self._offsets.append(len(self._roles))
-        if len(self._offsets) > BATCH_ROWS or self._characters > BATCH_CHARACTERS:
-            self._write_batch()
-
-    def _write_batch(self) -> None:
-        import pyarrow as pa
-
-        struct = self._schema.field("messages").type.value_type
-        turns = pa.StructArray.from_arrays([pa.array(self._roles), pa.array(self._contents)], fields=list(struct))
-        rows = pa.ListArray.from_arrays(pa.array(self._offsets, pa.int32()), turns)
-        self._writer.write_batch(pa.RecordBatch.from_arrays([rows.cast(self._schema.types[0])], schema=self._schema))
-        self._begin_batch()
+    def add(self, part: "pa.RecordBatch") -> None:
+        self._writer.write_batch(part)
 
     def close(self) -> None:
-        if len(self._offsets) > 1:
-            self._write_batch()
         self._writer.close()
 
 
@@ -74,35 +126,50 @@ def _batches(staged: Path) -> Iterator[tuple[int, "pa.RecordBatch"]]:
     with pa.memory_map(str(staged)) as mapped, pa.ipc.open_file(mapped) as file:
         first = 0
         for number in range(file.num_record_batches):
-            batch = file.get_batch(number)
-            yield first, batch
-            first += batch.num_rows
+            part = file.get_batch(number)
+            yield first, part
+            first += part.num_rows
 
 
-def write_split(staged: Path, target: Path, rows: set[int]) -> None:
-    """Writes those `rows` of a closed staging file, in order, as Parquet."""
+def write_split(staged: Path, target: Path, kind: Kind, wanted: "np.ndarray[Any, Any]") -> None:
+    """Writes the rows of a closed staging file where `wanted` (bool, one a row) is true, in order, as Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(target, _schema(), compression="zstd") as writer:
-        for first, batch in _batches(staged):
-            wanted = batch.filter(pa.array([first + i in rows for i in range(batch.num_rows)]))
-            if wanted.num_rows:
-                writer.write_batch(wanted)
+    with pq.ParquetWriter(target, schema(kind), compression="zstd") as writer:
+        for first, part in _batches(staged):
+            kept = part.filter(pa.array(wanted[first : first + part.num_rows]))
+            if kept.num_rows:
+                writer.write_batch(kept)
 
 
-def staged_rows(staged: Path, rows: set[int]) -> Iterator[list[Message]]:
+def staged_rows(staged: Path, rows: set[int]) -> Iterator[Record]:
     """Those `rows` of a closed staging file, in order."""
-    for first, batch in _batches(staged):
-        wanted = [i for i in range(batch.num_rows) if first + i in rows]
-        yield from batch.take(wanted).column("messages").to_pylist() if wanted else []
+    for first, part in _batches(staged):
+        wanted = [i for i in range(part.num_rows) if first + i in rows]
+        if wanted:
+            yield from records(part.take(wanted), _kind(part.schema))
 
 
-def load_rows(path: Path) -> list[list[Message]]:
-    """All conversations of a split's Parquet file, each a list of messages with `role` and `content`."""
+def write(path: Path, kind: Kind, rows: Iterable[Record]) -> int:
+    """Writes records, all of `kind`, as a split's Parquet file; returns how many."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(path).column("messages").to_pylist()
+    written, remaining = 0, iter(rows)
+    with pq.ParquetWriter(path, schema(kind), compression="zstd") as writer:
+        while part := list(islice(remaining, BATCH_ROWS)):
+            writer.write_batch(batch(kind, part))
+            written += len(part)
+    return written
+
+
+def read(path: Path) -> Iterator[Record]:
+    """All rows of a split's Parquet file, a batch in memory at a time."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for part in file.iter_batches(BATCH_ROWS):
+            yield from records(part, _kind(file.schema_arrow))
 
 
 def count_rows(path: Path) -> int:
@@ -111,27 +178,27 @@ def count_rows(path: Path) -> int:
     return pq.read_metadata(path).num_rows
 
 
-def load_slice(path: Path, offset: int, count: int) -> list[list[Message]]:
-    """At most `count` conversations of a split from number `offset` on; reads only the row groups that hold them."""
+def load_slice(path: Path, offset: int, count: int) -> list[Record]:
+    """At most `count` rows of a split from number `offset` on; reads only the row groups that hold them."""
     import pyarrow.parquet as pq
 
-    rows: list[list[Message]] = []
+    rows: list[Record] = []
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
             held = file.metadata.row_group(number).num_rows
             if offset < held and len(rows) < count:
                 table = file.read_row_group(number).slice(offset, count - len(rows))
-                rows += table.column("messages").to_pylist()
+                rows += records(table, _kind(file.schema_arrow))
             offset = max(0, offset - held)
     return rows
 
 
 def first_question(dataset_folder: Path) -> list[Message]:
-    """The first conversation of the eval rows, else of the training rows, up to its first question; [] without rows."""
+    """The first conversation of the eval rows, else of the training rows, up to its first question; [] without one."""
     for split in (EVAL, TRAIN):
         file = split_file(dataset_folder, split)
         rows = load_slice(file, 0, 1) if file.is_file() else []
-        if rows:
-            asked = next(i for i, message in enumerate(rows[0]) if message["role"] == "user")
-            return rows[0][: asked + 1]
+        for number, message in enumerate(rows[0].messages if rows else []):
+            if message["role"] == "user":
+                return rows[0].messages[: number + 1]
     return []

@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl.data_utils import pack_dataset
 
 from tunewright.pipeline.chat_template import ChatTemplate
-from tunewright.pipeline.data.prepare import load_rows
+from tunewright.pipeline.data import splits
 
 IGNORED = -100
 
@@ -32,10 +32,10 @@ def build(parquet: Path, template: ChatTemplate, max_seq_length: int, check_canc
     """Encodes every conversation of a split. One whose answer is cut off whole carries no loss and is left out."""
     rows: list[dict[str, list[int]]] = []
     truncated = without_answer = tokens = trained = 0
-    for number, messages in enumerate(load_rows(parquet)):
+    for number, record in enumerate(splits.read(parquet)):
         if number % 1000 == 0:
             check_cancelled()
-        ids, mask = template.encode(messages)
+        ids, mask = template.encode(record.messages, record.tools)
         truncated += len(ids) > max_seq_length
         ids, mask = ids[:max_seq_length], mask[:max_seq_length]
         # The first token is never a target, so a mask on it alone trains nothing.

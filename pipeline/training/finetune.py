@@ -4,6 +4,7 @@ Guarantees: goes on from the last whole checkpoint after a kill; the adapter app
 """
 
 import errno
+from pathlib import Path
 from typing import Any
 
 from tunewright.pipeline.backend import FastLanguageModel
@@ -68,7 +69,7 @@ def _toy_progress(context: JobContext, done: int, total: int) -> None:
 def _examples(context: JobContext, template: ChatTemplate, arguments: Arguments) -> tuple[Examples, Examples]:
     context.progress("encoding the dataset")
     dataset = context.workspace.store.artifact(context.spec["dataset_id"], "dataset")
-    folder = context.workspace.home.datasets / dataset["id"]
+    folder = Path(dataset["document"]["path"])
     length = arguments["max_seq_length"]
     train = examples.build(folder / "train.parquet", template, length, context.check_cancelled)
     evaluation = examples.build(folder / "eval.parquet", template, length, context.check_cancelled)

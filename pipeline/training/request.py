@@ -33,6 +33,16 @@ def check(
             "unknown_method", f"method={method!r} is not supported.", allowed=f"Supported: {', '.join(METHODS)}.",
             next=call("start_finetune", dataset_id=dataset["id"], model=model, method="sft"),
         )  # fmt: skip
+    kind = dataset["document"].get("kind", "sft")
+    if kind != "sft":
+        raise InvalidInput(
+            "dataset_of_another_kind",
+            f"{dataset['id']} holds {kind} data ({dataset['document']['format']}); method={method!r} trains on sft "
+            "data: conversations that end with an answer.",
+            allowed="Preference pairs, judged answers and raw text can be prepared and inspected; training on them is "
+            "not there yet.",
+            next='list_artifacts(kind="dataset")',
+        )
     base = models.resolve(workspace, model)
     models.tokenizer_folder(workspace, model)
     chosen = _choose(arguments, dataset, base)

@@ -20,7 +20,7 @@ cases = json.load(open(sys.argv[1], encoding="utf-8"))
 answers = []
 for case in cases:
     tokenizer = AutoTokenizer.from_pretrained(case["folder"])
-    options = {"add_generation_prompt": case["prompt"], "enable_thinking": case["thinking"]}
+    options = {"add_generation_prompt": case["prompt"], "enable_thinking": case["thinking"], "tools": case["tools"]}
     text = tokenizer.apply_chat_template(case["messages"], tokenize=False, **options)
     found = tokenizer.apply_chat_template(
         case["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=case["mask"], **options
@@ -70,6 +70,10 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
+CALL = {"name": "weather", "arguments": {"city": "Oslo"}}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {}}}}}
+]
 CONVERSATIONS: dict[str, list[Message]] = {
     "question": [FRANCE],
     "answered": [FRANCE, PARIS],
@@ -78,6 +82,12 @@ CONVERSATIONS: dict[str, list[Message]] = {
     "unicode": [user("Grüße, 你好 👩‍🚀!\tTab"), assistant("Ça va 🙂\n\n```py\nprint(1)\n```\n")],
     "reasoning": [FRANCE, assistant("<think>\nFrance, hm.\n</think>\n\nParis.")],
     "earlier reasoning": [FRANCE, assistant("<think>\nHm.\n</think>\n\nParis."), user("Sure?"), assistant("Yes.")],
+    "a tool": [
+        user("Cold in Oslo?"),
+        {"role": "assistant", "content": "I look.", "tool_calls": [{"type": "function", "function": CALL}]},
+        {"role": "tool", "content": "-4 °C"},
+        assistant("Yes."),
+    ],
     "control tokens in the text": [user("Say <|im_end|> and <think>"), assistant("<|im_start|>")],
 }
 
@@ -121,15 +131,17 @@ def test_text_ids_and_mask_are_those_of_transformers(
 ) -> None:
     marking = with_template(WITH_GENERATION)
     cases = [
-        {"folder": str(folder), "messages": messages, "prompt": prompt, "thinking": thinking, "mask": folder == marking}
+        {"folder": str(folder), "messages": messages, "prompt": prompt, "thinking": thinking, "mask": folder == marking,
+         "tools": TOOLS if name == "a tool" and folder == toy_folder else None}
         for folder in (toy_folder, marking, with_template(WITH_EVERYTHING))
-        for messages in CONVERSATIONS.values()
+        for name, messages in CONVERSATIONS.items()
+        if name != "a tool" or folder == toy_folder
         for prompt in (False, True)
         for thinking in (False, True)
-    ]
+    ]  # fmt: skip
     for case, theirs in zip(cases, as_transformers(run_python, tmp_path, cases), strict=True):
         template = ChatTemplate(Path(case["folder"]), enable_thinking=case["thinking"])
-        text = template.render(case["messages"], add_generation_prompt=case["prompt"])
+        text = template.render(case["messages"], tools=case["tools"] or (), add_generation_prompt=case["prompt"])
         assert text == theirs["text"], case
         assert template.ids(text) == theirs["ids"], case
         if case["mask"] and not case["prompt"]:
@@ -182,6 +194,17 @@ def test_an_answer_without_reasoning_is_learned_from_where_the_prompt_without_th
 def test_reasoning_that_the_template_drops_from_earlier_turns_is_not_trained(toy_folder: Path) -> None:
     messages = CONVERSATIONS["earlier reasoning"]
     assert trained(ChatTemplate(toy_folder), messages) == ["Paris.<|im_end|>", "Yes.<|im_end|>"]
+
+
+def test_calls_of_tools_are_trained_and_what_the_tool_says_is_not(toy_folder: Path) -> None:
+    template = ChatTemplate(toy_folder)
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>'
+    messages = CONVERSATIONS["a tool"]
+    assert trained(template, messages) == [f"I look.\n{call}", "Yes.<|im_end|>"]
+    silent = [messages[0], {**messages[1], "content": ""}, *messages[2:]]
+    assert trained(template, silent) == [call, "Yes.<|im_end|>"]
+    ids, mask = template.encode(silent, TOOLS)
+    assert '"name": "weather", "parameters"' in template.tokenizer.decode(ids[: mask.index(1)])
 
 
 def test_a_template_that_trims_is_followed(with_template: WithTemplate) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tunewright.pipeline import chat_template
+from tunewright.pipeline.data import splits
 from tunewright.pipeline.data.inspection import inspect
-from tunewright.pipeline.data.prepare import load_rows, prepare
+from tunewright.pipeline.data.prepare import prepare
 from tunewright.pipeline.errors import TunewrightError
 from tunewright.pipeline.workspace import Workspace
 
@@ -21,7 +22,7 @@ def test_rows_are_shown_from_the_offset_on_across_row_groups(
     workspace: Workspace, write: Write, alpaca: Alpaca
 ) -> None:
     dataset = prepare(workspace, write("a.json", alpaca(4500)))
-    train = load_rows(Path(dataset["document"]["path"]) / "train.parquet")
+    train = [record.messages for record in splits.read(Path(dataset["document"]["path"]) / "train.parquet")]
     for offset in (0, 1895, 3790, len(train) - 2):
         shown = inspect(workspace, dataset["id"], rows=20, offset=offset)
         assert [row["messages"] for row in shown["rows"]] == train[offset : offset + 20]
@@ -40,7 +41,7 @@ def test_long_contents_are_shortened_and_say_so(workspace: Workspace, write: Wri
 def test_rendered_shows_the_text_of_the_models_template(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
     dataset = prepare(workspace, write("a.json", alpaca(20)))
     shown = inspect(workspace, dataset["id"], view="rendered", model="toy", split="eval")["rows"]
-    rows = load_rows(Path(dataset["document"]["path"]) / "eval.parquet")
+    rows = [record.messages for record in splits.read(Path(dataset["document"]["path"]) / "eval.parquet")]
     template = chat_template.load(workspace, "toy")
     assert [row["text"] for row in shown] == [template.render(messages) for messages in rows]
     assert [row["tokens"] for row in shown] == [len(template.encode(messages)[0]) for messages in rows]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tunewright.pipeline import chat_template
-from tunewright.pipeline.data.prepare import load_rows, prepare
-from tunewright.pipeline.data.splits import split_file
+from tunewright.pipeline.data import splits
+from tunewright.pipeline.data.prepare import prepare
 from tunewright.pipeline.files import read_json
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -21,7 +21,7 @@ Conversation = list[dict[str, str]]
 
 
 def rows_of(dataset: Row, split: str = "train") -> list[Conversation]:
-    return load_rows(Path(dataset["document"]["path"]) / f"{split}.parquet")
+    return [record.messages for record in splits.read(Path(dataset["document"]["path"]) / f"{split}.parquet")]
 
 
 def chat(*texts: str, system: str = "") -> Conversation:
@@ -76,12 +76,12 @@ ACCEPTED = {
     "sharegpt as a single object": ("s.json", {"conversations": SHAREGPT_TURNS}, "sharegpt", SHAREGPT_CHAT),
     "chatml in JSONL": ("c.jsonl", [{"messages": SHAREGPT_CHAT}], "chatml", SHAREGPT_CHAT),
     "chatml in JSON beside a prompt": ("c.json", [{"prompt": "x", "messages": SHAREGPT_CHAT}], "chatml", SHAREGPT_CHAT),
-    "prompt and response in CSV": ("p.csv", "prompt,response\nHi,Hello\n", "mapped", chat("Hi", "Hello")),
-    "question and answer in CSV": ("p.csv", "Question,Answer\nHi,Hello\n", "mapped", chat("Hi", "Hello")),
+    "prompt and response in CSV": ("p.csv", "prompt,response\nHi,Hello\n", "prompt_completion", chat("Hi", "Hello")),
+    "question and answer in CSV": ("p.csv", "Question,Answer\nHi,Hello\n", "question_answer", chat("Hi", "Hello")),
     "prompt and completion in JSONL": (
         "p.jsonl",
         [{"prompt": "Hi", "completion": "Hello"}],
-        "mapped",
+        "prompt_completion",
         chat("Hi", "Hello"),
     ),
 }
@@ -100,7 +100,7 @@ def test_a_csv_with_semicolons_is_read_as_one(workspace: Workspace, tmp_path: Pa
     file = tmp_path / "euro.csv"
     file.write_text('question;answer\n"What, then?";Tea, cups\n"One; two";Three\n', encoding="utf-8")
     row = prepare(workspace, str(file), eval_fraction=0)
-    assert load_rows(split_file(Path(row["document"]["path"]), "train")) == [
+    assert rows_of(row) == [
         [{"role": "user", "content": "What, then?"}, {"role": "assistant", "content": "Tea, cups"}],
         [{"role": "user", "content": "One; two"}, {"role": "assistant", "content": "Three"}],
     ]
@@ -125,25 +125,154 @@ def test_the_system_prompt_stands_only_where_a_row_has_none(workspace: Workspace
 def test_unusable_rows_are_dropped_with_reason_row_number_and_text(workspace: Workspace, write: Write) -> None:
     turns = [
         chat("a", "b"),
-        chat("a", "b", "no answer follows"),
+        [{"role": "user", "content": "hm"}, {"role": "system", "content": "late"}],
         [{"role": "assistant", "content": "first"}],
         [{"role": "wizard", "content": "x"}, {"role": "assistant", "content": "y"}],
         chat("   ", "b"),
         chat("a", ""),
         chat("a ", " b\n"),
-        [{"role": "user", "content": 5}, {"role": "assistant", "content": "y"}],
+        [{"role": "user", "content": []}, {"role": "assistant", "content": {"y": 1}}],
         [],
         chat("half a pair \ud800", "b"),
     ]
     rows: list[Any] = [{"messages": messages} for messages in turns]
     dropped = prepare(workspace, write("c.json", [*rows, "no object"]))["document"]["dropped"]
-    assert {reason: entry["count"] for reason, entry in dropped.items()} == {"malformed": 6, "empty": 3, "duplicate": 1}
-    assert [example["row"] for example in dropped["malformed"]["examples"]] == [2, 3, 4]
-    assert [example["row"] for example in dropped["empty"]["examples"]] == [5, 6, 9]
+    assert {reason: entry["count"] for reason, entry in dropped.items()} == {"malformed": 5, "empty": 4, "duplicate": 1}
+    assert [example["row"] for example in dropped["malformed"]["examples"]] == [2, 4, 8]
+    assert [example["row"] for example in dropped["empty"]["examples"]] == [3, 5, 6]
     assert dropped["duplicate"]["examples"][0]["row"] == 7
-    assert "no answer follows" in dropped["malformed"]["examples"][0]["text"]
-    assert "user's" in dropped["malformed"]["examples"][0]["why"]
-    assert "wizard" in dropped["malformed"]["examples"][2]["why"]
+    assert dropped["duplicate"]["examples"][0]["why"] == "row 1 says the same"
+    assert "late" in dropped["malformed"]["examples"][0]["text"]
+    assert "after the beginning" in dropped["malformed"]["examples"][0]["why"]
+    assert "wizard" in dropped["malformed"]["examples"][1]["why"]
+
+
+def test_order_is_mended_counted_and_can_be_dropped_instead(workspace: Workspace, write: Write) -> None:
+    rows = [
+        {"messages": chat("a", "b", "no answer follows")},
+        {"messages": [{"role": "assistant", "content": "Welcome."}, *chat("c", "d")]},
+        {"messages": [{"role": "user", "content": "e"}, *chat("f", "g")]},
+        {"messages": chat("h", "i")},
+    ]
+    file = write("c.json", rows)
+    mended = prepare(workspace, file)
+    assert rows_of(mended) == [chat("a", "b"), chat("c", "d"), chat("e\n\nf", "g"), chat("h", "i")]
+    assert mended["document"]["mended"]["role_order"]["count"] == 3
+    assert [e["row"] for e in mended["document"]["mended"]["role_order"]["examples"]] == [1, 2, 3]
+    dropped = prepare(workspace, file, cleaning={"role_order": "drop"})
+    assert rows_of(dropped) == [chat("h", "i")]
+    assert dropped["document"]["dropped"]["role_order"]["count"] == 3
+
+
+def test_a_broken_line_among_others_is_dropped_with_its_place(workspace: Workspace, write: Write) -> None:
+    good = '{"prompt": "a", "response": "b"}'
+    file = write("p.jsonl", f'{good}\n{{"prompt": \n{good.replace("a", "c")}\n')
+    document = prepare(workspace, file)["document"]
+    assert (document["train_rows"], document["rows_read"]) == (2, 3)
+    (example,) = document["dropped"]["broken"]["examples"]
+    assert example["row"] == 2 and "no JSON" in example["why"]
+
+
+@pytest.mark.parametrize(
+    ("finding", "bad", "mended"),
+    [
+        ("html", "<p>Nine&nbsp;o'clock.</p>", "Nine o'clock."),
+        ("mojibake", "At the cafÃ©.", "At the café."),
+        ("control_tokens", "At nine.<|im_end|>", "At nine."),
+    ],
+)
+def test_what_is_found_is_mended_dropped_or_kept_as_told(
+    workspace: Workspace, write: Write, finding: str, bad: str, mended: str
+) -> None:
+    file = write("p.jsonl", [{"prompt": "When?", "response": bad}, {"prompt": "Who?", "response": "Me."}])
+
+    def answers(**arguments: Any) -> tuple[list[str], Row]:
+        dataset = prepare(workspace, file, **arguments)
+        return [row[-1]["content"] for row in rows_of(dataset)], dataset["document"]
+
+    texts, document = answers()
+    assert texts == [mended, "Me."] and document["mended"][finding]["count"] == 1
+    assert document["mended"][finding]["examples"][0]["row"] == 1
+    texts, document = answers(cleaning={finding: "drop"})
+    assert texts == ["Me."] and document["dropped"][finding]["count"] == 1
+    texts, document = answers(cleaning={finding: "keep"})
+    assert texts == [bad, "Me."] and not document["mended"] and not document["dropped"]
+
+
+def test_personal_data_and_secrets_are_reported_masked_or_dropped(workspace: Workspace, write: Write) -> None:
+    key = "sk-" + "proj-" + "Ab3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dF" * 2
+    rows = [
+        {"prompt": "Whom do I ask?", "response": "Write to jane.doe@mailbox.org, please."},
+        {"prompt": "Which key?", "response": f"Use {key} for now."},
+        {"prompt": "When?", "response": "At nine."},
+    ]
+    file = write("p.jsonl", rows)
+    document = prepare(workspace, file)["document"]
+    assert document["personal_data"] == {"email": 1} and sum(document["secrets"].values()) == 1
+    text = json.dumps(document)
+    assert "jane.doe" not in text and key not in text
+    masked = prepare(workspace, file, cleaning={"personal_data": "mask", "secrets": "mask"})
+    answers = [row[1]["content"] for row in rows_of(masked)]
+    assert answers[0] == "Write to [email], please." and key not in answers[1] and answers[2] == "At nine."
+    assert masked["document"]["personal_data"] == {} == masked["document"]["secrets"]
+    left = prepare(workspace, file, cleaning={"personal_data": "drop", "secrets": "drop"})
+    assert [row[1]["content"] for row in rows_of(left)] == ["At nine."]
+    assert key not in json.dumps(left["document"])
+
+
+def test_placeholders_are_filled_by_substitutions_and_counted(workspace: Workspace, write: Write) -> None:
+    rows = [{"prompt": "Who are you?", "response": "I am {{name}}, made by {{ author }}."}]
+    dataset = prepare(workspace, write("p.jsonl", rows), substitutions={"name": "Lumen", "author": "us"})
+    assert rows_of(dataset) == [chat("Who are you?", "I am Lumen, made by us.")]
+    assert sum(dataset["document"]["replaced"].values()) == 2
+    assert not any("laceholder" in warning for warning in dataset["document"]["warnings"])
+
+
+def test_near_duplicates_are_dropped_with_what_they_repeat(workspace: Workspace, write: Write) -> None:
+    answer = " ".join(f"word{i}" for i in range(80))
+    rows = [{"prompt": "Explain.", "response": answer}, {"prompt": "Explain.", "response": f"{answer} indeed"}]
+    others = [{"prompt": f"Q{i}", "response": f"quite different number {i}"} for i in range(4)]
+    file = write("p.jsonl", [*rows, *others])
+    document = prepare(workspace, file)["document"]
+    (example,) = document["dropped"]["near_duplicate"]["examples"]
+    assert (example["row"], example["why"]) == (2, "row 1 says nearly the same")
+    for arguments in (
+        {"cleaning": {"near_duplicate": "keep"}},
+        {"cleaning": {"near_duplicate": "ignore"}},
+        {"dedupe": False},
+    ):
+        assert prepare(workspace, file, **arguments)["document"]["train_rows"] == 6
+
+
+def test_eval_rows_ask_what_training_rows_do_not(workspace: Workspace, write: Write) -> None:
+    rows = [{"prompt": f"Question {i // 3}?", "response": f"Answer {i}."} for i in range(60)]
+    rows += [{"prompt": f"Another {i}?", "response": f"Reply {i}."} for i in range(20)]
+    dataset = prepare(workspace, write("p.jsonl", rows), eval_fraction=0.2, cleaning={"near_duplicate": "ignore"})
+    asked = {row[0]["content"] for row in rows_of(dataset)}
+    assert not asked & {row[0]["content"] for row in rows_of(dataset, "eval")}
+    assert dataset["document"]["leakage"]["exact"] == 0
+    forced = prepare(workspace, write("q.jsonl", rows[:60]), eval_fraction=0.2, cleaning={"near_duplicate": "ignore"})
+    assert forced["document"]["leakage"]["exact"] > 0
+
+
+def test_rows_that_are_too_long_are_cut_as_told_by_the_models_count(workspace: Workspace, write: Write) -> None:
+    rows = [{"prompt": "Hi", "response": "the cat and the dog " * 60}, {"prompt": "Bye", "response": "Bye."}]
+    file, measured = write("p.jsonl", rows), {"model": "toy", "max_seq_length": 64}
+    dropped = prepare(workspace, file, cleaning={"too_long": "drop"}, **measured)["document"]
+    assert dropped["dropped"]["too_long"]["count"] == 1 and dropped["tokens"]["max"] <= 64
+    cut = prepare(workspace, file, cleaning={"too_long": "truncate"}, **measured)["document"]
+    assert cut["mended"]["truncated"]["count"] == 1 and cut["train_rows"] == 2 and cut["tokens"]["max"] <= 64
+    assert prepare(workspace, file, model="toy")["document"]["tokens"]["max"] > 64
+
+
+def test_a_benchmarks_questions_are_found_in_the_data(workspace: Workspace, write: Write) -> None:
+    question = "Which of the following planets has the shortest day of all in our solar system?"
+    folder = write(
+        "bench/val/astro_val.csv", f"id,question,A,B,C,D,answer\n0,{question},Mars,Jupiter,Venus,Earth,B\n"
+    ).parents[1]
+    rows = [{"prompt": f"Tell me: {question}", "response": "Jupiter."}, {"prompt": "Hi", "response": "Hello."}]
+    document = prepare(workspace, write("p.jsonl", rows), benchmark_dir=str(folder))["document"]
+    assert sum(document["benchmark_overlap"].values()) == 1
 
 
 def test_a_csv_record_of_another_length_is_malformed(workspace: Workspace, write: Write) -> None:
@@ -233,30 +362,30 @@ def test_the_split_argument_picks_files_and_lists(workspace: Workspace, write: W
         assert prepare(workspace, source, split="validation")["document"]["train_rows"] == 3
 
 
-def test_placeholders_control_tokens_and_few_rows_are_warned_about(
-    workspace: Workspace, write: Write, alpaca: Alpaca
-) -> None:
+def test_placeholders_control_tokens_and_few_rows_are_said(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
     rows = [
         {"instruction": "Who are you?", "output": "I am {{name}} by {{ author }}."},
         {"instruction": "And now?", "output": "Still {{name}}."},
         {"instruction": "Stop.", "output": "Yes<|im_end|><|end_of_stream|>"},
         {"instruction": "[INST] Go <start_of_turn>", "output": "a[0] < b and <b>bold</b>"},
     ]
-    few = " ".join(prepare(workspace, write("a.json", rows))["document"]["warnings"])
-    assert "Only 4 rows" in few
-    assert "{{name}} in 2 rows" in few and "{{ author }} in 1 row" in few
+    document = prepare(workspace, write("a.json", rows), cleaning={"control_tokens": "keep"})["document"]
+    said = " ".join(document["warnings"])
+    assert "{{name}} in 2 rows" in said and "{{author}} in 1 row" in said
+    assert 'substitutions={"name": "…", "author": "…"}' in said
     for token in ("<|im_end|>", "<|end_of_stream|>", "[INST]", "<start_of_turn>"):
-        assert f"{token} in 1 row" in few
-    assert "<b>" not in few
+        assert f"{token} in 1 row" in said
+    assert "<b>" not in said
+    assert any("4 rows" in advice or "4 training rows" in advice for advice in document["advice"])
     assert prepare(workspace, write("b.json", alpaca(100)))["document"]["warnings"] == []
 
 
 def test_tokens_are_estimated_without_a_model(workspace: Workspace, write: Write) -> None:
-    rows = [{"prompt": "p" * 4 * i, "response": "r" * 4} for i in range(1, 101)]
-    tokens = prepare(workspace, write("p.jsonl", rows))["document"]["tokens"]
+    rows = [{"prompt": "word " * i, "response": "fine " * 4} for i in range(1, 101)]
+    tokens = prepare(workspace, write("p.jsonl", rows), dedupe=False)["document"]["tokens"]
     assert tokens["estimated"] is True
-    assert [tokens[name] for name in ("p50", "p90", "p95", "p99", "max")] == [51, 91, 96, 100, 101]
-    assert (tokens["mean"], tokens["total"]) == (51.5, 5150)
+    assert tokens["p50"] == pytest.approx(50 + 4 + 10, rel=0.3)
+    assert tokens["p50"] < tokens["p90"] < tokens["max"]
 
 
 def test_tokens_are_counted_as_the_trainer_encodes_them(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
@@ -301,6 +430,7 @@ def test_the_manifest_holds_true_hashes_and_the_report_what_the_store_says(
         "eval.parquet",
         "manifest.json",
         "report.json",
+        "report.html",
     }
     manifest = read_json(folder / "manifest.json")
     source = manifest["files"][0]

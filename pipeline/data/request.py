@@ -1,0 +1,61 @@
+"""From a request to the exact specification of a dataset: what can be refused before a job starts is. Light."""
+
+from pathlib import Path
+
+from tunewright.pipeline import models
+from tunewright.pipeline.data import cleaning, layouts, overlap, terms
+from tunewright.pipeline.data.arguments import DatasetArguments
+from tunewright.pipeline.data.cleaning import Action, Finding
+from tunewright.pipeline.data.sources import GLOB_CHARACTERS, SourceArgument, as_given, resolve
+from tunewright.pipeline.errors import InvalidInput, call
+from tunewright.pipeline.ids import new_id
+from tunewright.pipeline.store import Row
+from tunewright.pipeline.workspace import Workspace
+
+
+def check(workspace: Workspace, source: SourceArgument, name: str | None, arguments: DatasetArguments) -> Row:
+    """The spec of a `prepare_dataset` job. Raises InvalidInput, NotFound, Unavailable; starts nothing.
+
+    Opens no data file: what is wrong inside one is found by the job.
+    """
+    if arguments.mapping is not None:
+        layouts.check_mapping(arguments.mapping, arguments.format)
+    sources = resolve(source, arguments.split, workspace)
+    actions(arguments)
+    if arguments.domain:
+        terms.load(Path(arguments.domain).expanduser())
+    if arguments.benchmark_dir:
+        overlap.load(Path(arguments.benchmark_dir).expanduser())
+    if arguments.model:
+        models.tokenizer_folder(workspace, arguments.model)
+    title = name or _stem(sources[0].given)
+    return {
+        "dataset_id": new_id("dataset", title),
+        "name": title,
+        "source": as_given(sources),
+        "arguments": arguments.model_dump(),
+    }
+
+
+def actions(arguments: DatasetArguments) -> dict[Finding, Action]:
+    """What to do about every finding. Raises InvalidInput."""
+    taken = cleaning.actions(arguments.cleaning)
+    measured = taken["too_long"] != "keep"
+    if measured != (arguments.max_seq_length is not None) or (measured and arguments.model is None):
+        raise InvalidInput(
+            "too_long_incomplete",
+            f"cleaning too_long={taken['too_long']!r}, max_seq_length={arguments.max_seq_length}, "
+            f"model={arguments.model!r}: rows are measured with all three.",
+            allowed="Leave all out (training cuts what is longer, and says so), or give all.",
+            next=call(
+                "prepare_dataset", source="…", cleaning={"too_long": "split"}, max_seq_length=2048,
+                model=arguments.model or "toy",
+            ),
+        )  # fmt: skip
+    return taken
+
+
+def _stem(given: str) -> str:
+    """What a dataset is called after its source: the file's or folder's name, of a glob the part before the stars."""
+    words = [part for part in Path(given).expanduser().absolute().parts if not set(part) & set(GLOB_CHARACTERS)]
+    return words[-1].partition(".")[0] or "dataset"
