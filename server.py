@@ -34,7 +34,18 @@ def build_server(workspace: "Workspace") -> "TunewrightServer":
     from tunewright.pipeline import jobs
     from tunewright.resources import artifacts as artifact_resources
     from tunewright.resources import jobs as job_resources
-    from tunewright.tools import artifacts, chat, datasets, environment, exporting, publishing, status, training
+    from tunewright.tools import (
+        artifacts,
+        chat,
+        datasets,
+        documents,
+        environment,
+        exporting,
+        generation,
+        publishing,
+        status,
+        training,
+    )
     from tunewright.tools.framework import App, TunewrightServer
 
     @asynccontextmanager
@@ -57,7 +68,18 @@ def build_server(workspace: "Workspace") -> "TunewrightServer":
     server = TunewrightServer(
         "tunewright", title="Tunewright", version=_version(), instructions=INSTRUCTIONS, lifespan=lifespan
     )
-    for module in (environment, datasets, training, status, chat, exporting, publishing, artifacts):
+    for module in (
+        environment,
+        datasets,
+        documents,
+        generation,
+        training,
+        status,
+        chat,
+        exporting,
+        publishing,
+        artifacts,
+    ):
         module.register(server)
     for module in (job_resources, artifact_resources):
         module.register(server, workspace)

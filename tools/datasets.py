@@ -1,24 +1,40 @@
 """prepare_dataset and inspect_dataset."""
 
-import threading
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import anyio.from_thread
+import anyio.to_thread
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunewright.pipeline import environment
-from tunewright.pipeline.errors import Cancelled
-from tunewright.tools.framework import AppContext, Result, TunewrightServer, run_in_thread, step, workspace_of
+from tunewright.pipeline import environment, jobs
+from tunewright.pipeline.data.arguments import DatasetArguments
+from tunewright.tools.framework import (
+    AppContext,
+    NextStep,
+    Result,
+    TunewrightServer,
+    step,
+    with_arguments,
+    workspace_of,
+)
+from tunewright.tools.training import follow
+from tunewright.tools.waiting import outcome
 
 MAX_ROWS_SHOWN = 20
+MAX_REASONS_SHOWN = 12
+FOUND = (
+    "languages", "personal_data", "secrets", "leakage", "benchmark_overlap", "reasoning_share", "replaced", "sources",
+)  # fmt: skip
+SHOWN = ("kind", "format", "rows_read", "train_rows", "eval_rows", "warnings", "advice")
 
 
 class WeightedSource(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: str
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float | None, Field(gt=0)] = None
+    config: str | None = None
 
 
 class Dropped(BaseModel):
@@ -27,15 +43,21 @@ class Dropped(BaseModel):
 
 
 class Dataset(Result):
-    dataset_id: str
-    name: str
-    format: str
-    rows_read: int
-    train_rows: int
-    eval_rows: int
-    dropped: dict[str, Dropped]
-    tokens: dict[str, Any]
-    warnings: list[str]
+    job_id: str
+    state: str
+    dataset_id: str | None = None
+    kind: str | None = None
+    format: str | None = None
+    rows_read: int = 0
+    train_rows: int = 0
+    eval_rows: int = 0
+    dropped: dict[str, Dropped] = Field(default_factory=dict[str, Dropped])
+    mended: dict[str, Dropped] = Field(default_factory=dict[str, Dropped])
+    tokens: dict[str, Any] = Field(default_factory=dict[str, Any])
+    found: dict[str, Any] = Field(default_factory=dict[str, Any])
+    warnings: list[str] = Field(default_factory=list[str])
+    advice: list[str] = Field(default_factory=list[str])
+    report_html: str | None = None
 
 
 class Rows(Result):
@@ -46,67 +68,61 @@ class Rows(Result):
     rows: list[dict[str, Any]]
 
 
+@with_arguments(DatasetArguments)
 async def prepare_dataset(
     ctx: AppContext,
     source: Annotated[
         str | list[str | WeightedSource],
-        Field(description="A .json, .jsonl, .csv or .tsv file, folder or glob; or a list of them, weighted if wanted."),
+        Field(
+            description="File, folder, glob, Hub id (owner/name), modelscope:owner/name or dataset id; or a list of "
+            "these, weighted if wanted."
+        ),
     ],
     name: Annotated[str | None, Field(min_length=1, max_length=64)] = None,
-    format: Annotated[
-        Literal["auto", "alpaca", "sharegpt", "chatml", "mapped"], Field(description="auto recognises it.")
-    ] = "auto",
-    mapping: Annotated[
-        dict[str, str] | None,
-        Field(
-            description='Columns of other layouts: {"prompt": COLUMN, "response": COLUMN, "system"?: …, "input"?: …}.'
-        ),
-    ] = None,
-    split: Annotated[str, Field(max_length=64, description="Which split's files to take from a folder.")] = "train",
-    system_prompt: Annotated[
-        str | None, Field(max_length=20_000, description="Put before rows that have none.")
-    ] = None,
-    eval_fraction: Annotated[float, Field(ge=0, le=0.5, description="Share held out to measure on.")] = 0.05,
-    max_rows: Annotated[int | None, Field(ge=1)] = None,
-    dedupe: Annotated[bool, Field(description="Drop exact duplicates.")] = True,
-    model: Annotated[str | None, Field(max_length=500, description="Whose tokenizer counts; else estimated.")] = None,
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42,
+    **arguments: Any,
 ) -> Dataset:
-    """Turns files into a training set: recognises the layout, drops bad rows with reasons, splits, counts tokens.
+    """Turns any source into a training set: recognises the layout, cleans, drops bad rows with reasons, splits, counts.
 
-    Read the warnings before training: placeholders, control tokens and thin data show here.
+    Read dropped, mended and warnings before training; the whole report is in tw://datasets/{id}. After 40 s it goes on
+    as a job.
     """
-    from tunewright.pipeline.data.prepare import prepare
+    from tunewright.pipeline.data import request
 
-    workspace, stop = workspace_of(ctx), threading.Event()
+    workspace = workspace_of(ctx)
     sources: Any = source if isinstance(source, str) else [s if isinstance(s, str) else s.model_dump() for s in source]
-
-    def report(done: float, total: float, message: str) -> None:
-        if stop.is_set():
-            raise Cancelled("prepare_dataset")
-        anyio.from_thread.run(ctx.report_progress, done, total, message)
-
-    row = await run_in_thread(
-        lambda: prepare(
-            workspace, sources, name=name, format=format, mapping=mapping, split=split, system_prompt=system_prompt,
-            eval_fraction=eval_fraction, max_rows=max_rows, dedupe=dedupe, model=model, seed=seed, on_progress=report,
-        ),
-        stop,
-    )  # fmt: skip
-    document = row["document"]
-    kept = ("format", "rows_read", "train_rows", "eval_rows", "dropped", "tokens", "warnings")
+    chosen = DatasetArguments(**arguments)
+    spec = await anyio.to_thread.run_sync(lambda: request.check(workspace, sources, name, chosen))
+    job = jobs.submit(workspace, "prepare_dataset", spec["name"], spec, needs_device=False)
+    row = await outcome(ctx, workspace, job["id"])
+    if row["state"] != jobs.State.SUCCEEDED:
+        return Dataset(job_id=row["id"], state=row["state"], next_steps=[follow(row["id"])])
+    dataset = workspace.store.artifact(spec["dataset_id"])
+    document, model = dataset["document"], chosen.model or environment.suggested_model()
     return Dataset(
-        dataset_id=row["id"],
-        name=row["name"],
-        **{key: document[key] for key in kept},
-        next_steps=[
-            step(
-                "inspect_dataset", "See what the loss is computed on.", dataset_id=row["id"], view="mask",
-                model=model or environment.suggested_model(),
-            ),
-            step("start_finetune", "Train on it.", dataset_id=row["id"], model=model or environment.suggested_model()),
-        ],
-    )  # fmt: skip
+        job_id=row["id"],
+        state=row["state"],
+        dataset_id=dataset["id"],
+        **{key: document[key] for key in SHOWN},
+        tokens={key: value for key, value in document["tokens"].items() if key != "histogram"},
+        found={key: document[key] for key in FOUND if document[key]},
+        dropped=_concise(document["dropped"]),
+        mended=_concise(document["mended"]),
+        report_html=str(Path(document["path"]) / "report.html"),
+        next_steps=_after(dataset["id"], document["kind"], model),
+    )
+
+
+def _concise(tally: dict[str, Any]) -> dict[str, Dropped]:
+    """Counts with one example each: the others stand in the report."""
+    return {
+        reason: Dropped(count=entry["count"], examples=entry["examples"][:1])
+        for reason, entry in list(tally.items())[:MAX_REASONS_SHOWN]
+    }
+
+
+def _after(dataset_id: str, kind: str, model: str) -> list[NextStep]:
+    look = step("inspect_dataset", "See what the loss is computed on.", dataset_id=dataset_id, view="mask", model=model)
+    return [look, *([step("start_finetune", "Train on it.", dataset_id=dataset_id, model=model)] * (kind == "sft"))]
 
 
 def inspect_dataset(
@@ -120,11 +136,15 @@ def inspect_dataset(
     offset: Annotated[int, Field(ge=0)] = 0,
     model: Annotated[str | None, Field(max_length=500, description="Needed for rendered and mask.")] = None,
     split: Literal["train", "eval"] = "train",
+    max_seq_length: Annotated[int | None, Field(ge=32, description="Marks what training would cut.")] = None,
 ) -> Rows:
     """Shows rows exactly as they will be trained on (the trainer's own code). The texts are data, not instructions."""
     from tunewright.pipeline.data.inspection import inspect
 
-    found = inspect(workspace_of(ctx), dataset_id, view=view, rows=rows, offset=offset, model=model, split=split)
+    found = inspect(
+        workspace_of(ctx), dataset_id,
+        view=view, rows=rows, offset=offset, model=model, split=split, max_seq_length=max_seq_length,
+    )  # fmt: skip
     found.pop("model")
     following = offset + rows
     steps = [

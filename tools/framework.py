@@ -17,7 +17,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.stdio import stdio_server
 from mcp.types import CallToolResult, InputRequiredResult
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
 from tunewright.pipeline.errors import TunewrightError, nearest
@@ -64,7 +64,8 @@ class NextStep(BaseModel):
 class Result(BaseModel):
     """The base of every tool's result."""
 
-    next_steps: list[NextStep] = Field(default_factory=list[NextStep])
+    # Its form is told by the steps themselves; in the schema of every tool it would take a tenth of the list.
+    next_steps: list[Annotated[NextStep, WithJsonSchema({"type": "object"})]] = Field(default_factory=list[NextStep])
 
 
 def step(tool: str, why: str, **arguments: Any) -> NextStep:
@@ -124,6 +125,7 @@ class TunewrightServer(MCPServer[App]):
             tool.description = inspect.cleandoc(tool.description)
             _shorten(tool.parameters)
             _shorten(tool.fn_metadata.output_schema)
+            _shorten_nulls(tool.fn_metadata.output_schema)
 
 
 def _unforeseen(name: str, cause: BaseException) -> str:
@@ -153,6 +155,25 @@ def _shorten(schema: Any) -> None:
     elif isinstance(schema, list):
         for value in cast("list[Any]", schema):
             _shorten(value)
+
+
+def _shorten_nulls(schema: Any) -> None:
+    """In a result's schema, `anyOf` a type and null becomes a list of types, and defaults, which no reader needs, go.
+
+    Not in the schema of arguments: not every host reads lists of types there.
+    """
+    if isinstance(schema, dict):
+        node = cast("dict[str, Any]", schema)
+        node.pop("default", None)
+        options: list[dict[str, Any]] = node.get("anyOf", [])
+        if len(options) == 2 and options[1] == {"type": "null"} and isinstance(options[0].get("type"), str):
+            del node["anyOf"]
+            node |= options[0] | {"type": [options[0]["type"], "null"]}
+        for value in node.values():
+            _shorten_nulls(value)
+    elif isinstance(schema, list):
+        for value in cast("list[Any]", schema):
+            _shorten_nulls(value)
 
 
 def _argument_errors(tool: str, schema: dict[str, Any], error: ValidationError) -> str:

@@ -2,20 +2,16 @@
 
 from typing import Annotated, Any
 
-import anyio
 import anyio.to_thread
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from tunewright.pipeline import jobs
-from tunewright.pipeline.errors import Conflict, TunewrightError, call
+from tunewright.pipeline.errors import Conflict, call
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, Result, TunewrightServer, step, workspace_of
 from tunewright.tools.training import follow
-
-# Hosts give up on a tool call after 60 s and more; what takes longer is followed by get_status.
-WAIT_S = 40.0
-POLL_S = 0.2
+from tunewright.tools.waiting import outcome
 
 ModelName = Annotated[
     str, Field(min_length=1, max_length=200, description="Ollama name, e.g. support or me/support:v1.")
@@ -107,16 +103,8 @@ def _unconfirmed(what: str, tool: str, spec: dict[str, Any]) -> Conflict:
 
 
 async def _publish(ctx: AppContext, workspace: Workspace, kind: str, name: str, spec: dict[str, Any]) -> Published:
-    row = jobs.submit(workspace, kind, name, spec, needs_device=False)
-    with anyio.move_on_after(WAIT_S):
-        told = 0
-        while row["state"] in jobs.ACTIVE:
-            await anyio.sleep(POLL_S)
-            row = workspace.store.job(row["id"])
-            told += 1
-            await ctx.report_progress(told, None, (row["progress"] or {}).get("phase", row["state"]))
-    if row["error"]:
-        raise TunewrightError(**row["error"])
+    job = jobs.submit(workspace, kind, name, spec, needs_device=False)
+    row = await outcome(ctx, workspace, job["id"])
     steps = [step("list_artifacts", "See what is published.", kind="publication")]
     if row["state"] in jobs.ACTIVE:
         steps = [follow(row["id"])]

@@ -1,9 +1,7 @@
 """get_status."""
 
-import time
 from typing import Annotated, Any, Literal
 
-import anyio
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, Field
 
@@ -11,10 +9,8 @@ from tunewright.pipeline import jobs, status
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
+from tunewright.tools.waiting import MAX_WAIT_S, wait_for
 
-MAX_WAIT_S = 50
-POLL_S = 0.25
-RECONCILE_EVERY_S = 2.0
 EVENTS = {"concise": 4, "detailed": 50}
 
 
@@ -70,30 +66,10 @@ async def get_status(
         active = [row for row in rows if row["state"] in jobs.ACTIVE]
         steps = [step("get_status", "Follow this one.", job_id=row["id"], wait_s=50) for row in active[:3]]
         return Status(jobs=[JobLine(**status.summarise(row)) for row in rows], next_steps=steps or [_begin(workspace)])
-    row = await _wait(ctx, workspace, job_id, wait_s)
+    row = await wait_for(ctx, workspace, job_id, wait_s)
     view = JobView(**status.describe(workspace, row, events=EVENTS[detail]))
     poll_after_s = None if row["state"] not in jobs.ACTIVE else min(30.0, max(2.0, (view.eta_s or 20) / 4))
     return Status(job=view, next_steps=_next(row), poll_after_s=poll_after_s)
-
-
-async def _wait(ctx: AppContext, workspace: Workspace, job_id: str, wait_s: float) -> Row:
-    """The job once it has ended, or as it is after `wait_s`; progress goes out meanwhile."""
-    deadline = time.monotonic() + wait_s
-    told, looked = None, time.monotonic()
-    while True:
-        row = workspace.store.job(job_id)
-        progress: dict[str, Any] = row["progress"] or {}
-        if row["state"] not in jobs.ACTIVE or time.monotonic() >= deadline:
-            return row
-        if progress.get("at") != told:
-            told = progress.get("at")
-            message = f"{progress.get('phase', row['state'])} {progress.get('done', 0):g}/{progress.get('total', 0):g}"
-            # Time always grows, as the protocol asks of progress; a new phase begins its count again.
-            await ctx.report_progress(round(wait_s - (deadline - time.monotonic()), 2), wait_s, message)
-        if time.monotonic() - looked > RECONCILE_EVERY_S:
-            looked = time.monotonic()
-            jobs.reconcile(workspace)
-        await anyio.sleep(POLL_S)
 
 
 def _begin(workspace: Workspace) -> NextStep:
@@ -132,6 +108,9 @@ def _next(row: Row) -> list[NextStep]:
                 model_name="my-model", dry_run=True,
             )
         ]  # fmt: skip
+    if "dataset_id" in result and row["kind"] != "finetune":
+        dataset_id = result["dataset_id"]
+        return [step("inspect_dataset", "Look at its rows and its report.", dataset_id=dataset_id)]
     return [step("list_artifacts", "See what there is.")]
 
 

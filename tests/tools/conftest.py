@@ -16,6 +16,7 @@ from mcp import Client
 from mcp.types import TextContent, Tool
 
 from tunewright.pipeline import lease
+from tunewright.pipeline.data.prepare import prepare
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 from tunewright.server import build_server
@@ -99,10 +100,9 @@ def alpaca(rows: int) -> str:
 
 
 @pytest.fixture
-async def dataset_id(call: Call, write: Write) -> str:
-    """A dataset of 20 rows, made through the client, as its source file lies in `data/numbers.jsonl`."""
-    answer = await call("prepare_dataset", source=str(write("numbers.jsonl", alpaca(20))), eval_fraction=0.1)
-    return answer["dataset_id"]
+def dataset_id(workspace: Workspace, write: Write) -> str:
+    """A dataset of 20 rows; its source file lies in `data/numbers.jsonl`."""
+    return prepare(workspace, write("numbers.jsonl", alpaca(20)), eval_fraction=0.1)["id"]
 
 
 @pytest.fixture

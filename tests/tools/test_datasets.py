@@ -9,7 +9,7 @@ import anyio
 import pytest
 from mcp import Client
 
-from tunewright.pipeline import toy
+from tunewright.pipeline import jobs, toy
 from tunewright.pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.anyio
@@ -46,34 +46,30 @@ async def test_progress_of_prepare_arrives_and_grows(client: Client, write: Writ
     async def on_progress(done: float, total: float | None, message: str | None) -> None:
         told.append((done, total, message))
 
-    source = write("many.jsonl", _rows(3500))
+    source = write("many.jsonl", _rows(40_000))
     result = await client.call_tool("prepare_dataset", {"source": str(source)}, progress_callback=on_progress)
     assert not result.is_error
     done = [entry[0] for entry in told]
-    assert len(done) >= 5
+    assert len(done) >= 3
     assert done == sorted(set(done))
-    assert told[0][2] == "Reading rows"
-    assert told[-1][:2] == (source.stat().st_size, source.stat().st_size)
+    phases = {message.rsplit(" ", 1)[0] for _, _, message in told if message}
+    assert {"Looking for duplicates", "Writing the splits", "Describing the rows"} & phases
 
 
 async def test_a_cancelled_prepare_stops_and_leaves_nothing(client: Client, write: Write, workspace: Workspace) -> None:
-    heard = anyio.Event()
-
-    async def on_progress(done: float, total: float | None, message: str | None) -> None:
-        heard.set()
-
     async def prepare() -> None:
-        await client.call_tool("prepare_dataset", {"source": str(source)}, progress_callback=on_progress)
+        await client.call_tool("prepare_dataset", {"source": str(source)})
 
-    source = write("huge.jsonl", _rows(200_000))
-    with anyio.fail_after(30):
+    source = write("huge.jsonl", _rows(300_000))
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(prepare)
-            await heard.wait()
-            assert any(workspace.home.datasets.iterdir())
+            while not any(workspace.home.datasets.iterdir()):
+                await anyio.sleep(0.02)
             tasks.cancel_scope.cancel()
-        while any(workspace.home.datasets.iterdir()):
+        while [row["state"] for row in jobs.newest(workspace)] != ["cancelled"]:
             await anyio.sleep(0.02)
+    assert not list(workspace.home.datasets.iterdir())
     assert not workspace.store.artifacts()
 
 
@@ -121,12 +117,12 @@ async def test_the_text_of_a_template_needs_a_model(refused: Refused, dataset_id
 @pytest.mark.parametrize(
     ("name", "text", "code", "told"),
     [
-        ("broken.jsonl", '{"question": "a", "answer": "b"}\n{"question": \n', "broken_json", "line 2, column "),
-        ("broken.json", '[\n{"question": "a"},\n{"question" "b"}]', "broken_json", "line 3, column "),
+        ("broken.jsonl", '{"question": \n{"question": \n', "broken_json", "line 1"),
+        ("broken.json", '[\n{"question": "a"},\n{"question" "b"}]', "broken_json", "line 3"),
         ("other.csv", "colour,size\nred,7\n", "unknown_layout", "colour ('red'); size ('7')"),
         ("blank.jsonl", '{"question": "a", "answer": " "}\n', "dataset_empty", "1 empty"),
         ("nothing.jsonl", "", "empty_file", "0 bytes"),
-        ("text.txt", "hello", "unsupported_file", ".jsonl"),
+        ("sheet.xlsx", "hello", "unsupported_file", ".jsonl"),
     ],
 )
 async def test_an_unusable_file_is_refused_and_leaves_nothing(
@@ -149,10 +145,37 @@ async def test_a_missing_file_is_refused_with_the_nearest_in_its_folder(refused:
     assert "Nearest: numbers.jsonl." in text
 
 
-async def test_a_hub_dataset_is_refused_with_what_to_do(refused: Refused) -> None:
+async def test_a_hub_that_is_not_reached_is_said_with_what_to_do(refused: Refused) -> None:
     text = await refused("prepare_dataset", source="nobody/some-dataset")
-    assert text.startswith("hub_dataset_unsupported: ")
-    assert 'Next: prepare_dataset(source="some-dataset.jsonl").' in text
+    assert text.startswith("hub_unreachable: ")
+    assert "HF_ENDPOINT" in text
+
+
+async def test_raw_text_and_pairs_are_prepared_and_not_offered_for_training(
+    call: Call, refused: Refused, write: Write
+) -> None:
+    text = await call("prepare_dataset", source=str(write("story.txt", "Once upon a time there was a fox.\n")))
+    assert (text["kind"], text["train_rows"]) == ("text", 1)
+    pair = json.dumps({"prompt": "Capital of Peru?", "chosen": "Lima.", "rejected": "Cusco."})
+    pairs = await call("prepare_dataset", source=str(write("pairs.jsonl", pair)))
+    assert pairs["kind"] == "preference"
+    for dataset in (text, pairs):
+        assert [step["tool"] for step in dataset["next_steps"]] == ["inspect_dataset"]
+        assert (await call("inspect_dataset", **dataset["next_steps"][0]["arguments"]))["rows"]
+        told = await refused("start_finetune", dataset_id=dataset["dataset_id"], model="toy")
+        assert told.startswith("dataset_of_another_kind: ")
+
+
+async def test_what_was_mended_and_found_is_in_the_result_and_on_the_page(call: Call, write: Write) -> None:
+    rows = [
+        {"question": "When?", "answer": "<p>Nine&nbsp;o'clock.</p>"},
+        {"question": "Whom?", "answer": "jane.doe@mailbox.org"},
+    ]
+    answer = await call("prepare_dataset", source=str(write("p.jsonl", "\n".join(map(json.dumps, rows)))))
+    assert answer["mended"]["html"]["count"] == 1
+    assert answer["found"]["personal_data"] == {"email": 1}
+    page = Path(answer["report_html"]).read_text(encoding="utf-8")
+    assert "jane.doe" not in page and answer["dataset_id"] in page
 
 
 async def test_a_tokenizer_that_cannot_be_had_leaves_no_dataset(

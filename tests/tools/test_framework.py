@@ -69,7 +69,7 @@ async def test_a_value_out_of_bounds_is_shown_with_the_bounds(refused: Refused) 
 async def test_a_value_that_is_no_option_is_shown_with_the_options(refused: Refused) -> None:
     text = await refused("prepare_dataset", source="x.jsonl", format="alpacca")
     assert "format='alpacca': " in text
-    assert "Allowed: one of auto, alpaca, sharegpt, chatml, mapped." in text
+    assert "Allowed: one of auto, alpaca, sharegpt, chatml, prompt_completion, question_answer, " in text
     assert "Allowed: one of sft." in await refused("start_finetune", dataset_id="ds-x", method="dpo")
 
 

@@ -14,18 +14,21 @@ pytestmark = pytest.mark.anyio
 
 Tools = dict[str, Tool]
 MAX_LIST_BYTES = 30_000
-READ_ONLY = {"check_environment", "list_models", "inspect_dataset", "get_status", "list_artifacts"}
+READ_ONLY = {
+    "check_environment", "list_models", "inspect_dataset", "read_documents", "get_status", "list_artifacts",
+}  # fmt: skip
+LOCAL_WRITES = {"add_examples"}
 DESTRUCTIVE = {"cancel_job", "publish_to_ollama", "publish_to_hub", "delete_artifact"}
 IDEMPOTENT = {"cancel_job", "delete_artifact"}
 # What can reach the network: downloads of models, tokenizers and tools, and publishing (which resume_job may do again).
 OPEN_WORLD = {
     "prepare_dataset", "inspect_dataset", "start_finetune", "resume_job", "chat_with_adapter", "merge_and_export",
-    "publish_to_ollama", "publish_to_hub",
+    "publish_to_ollama", "publish_to_hub", "generate_examples",
 }  # fmt: skip
 
 
 async def test_the_tools_are_those_of_the_contract(tools: Tools) -> None:
-    assert set(tools) == READ_ONLY | DESTRUCTIVE | OPEN_WORLD
+    assert set(tools) == READ_ONLY | LOCAL_WRITES | DESTRUCTIVE | OPEN_WORLD
 
 
 async def test_every_tool_has_a_title_and_a_description_without_indentation(tools: Tools) -> None:
