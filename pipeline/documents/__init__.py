@@ -1,0 +1,1 @@
+"""From documents to chunks that examples can be written from."""
