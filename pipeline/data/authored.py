@@ -44,7 +44,8 @@ MAX_ROWS = 20_000
 AGENT = "add_examples"
 # Each change gives a dataset a folder of its own.
 FOLDER = re.compile(r".+\.r\d+")
-SHOWN_CHARACTERS = 80
+PROMPT_CHARACTERS = 80
+WHY_CHARACTERS = 240
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def append(
             try:
                 record = _checked(example, source_chunk, held)
             except Unusable as error:
-                refused.append({"index": index, "reason": error.reason, "why": str(error)})
+                why = cleaning.shortened(str(error), WHY_CHARACTERS)
+                refused.append({"index": index, "reason": error.reason, "why": why})
                 continue
             held.add(record, held.split_for(record))
         added = len(examples) - len(refused)
@@ -203,7 +205,7 @@ def _checked(example: Mapping[str, Any], source_chunk: str | None, held: _Held) 
     try:
         record = layouts.to_record(layouts.find([fields], "The example"), fields)
     except InvalidInput as error:
-        raise Unusable("unknown_layout", f"{error.what} {error.allowed}") from error
+        raise Unusable("unknown_layout", error.what) from error
     record.source_chunk = chunk
     check(record)
     for text in cleaning.texts_of(record):
@@ -217,7 +219,7 @@ def _checked(example: Mapping[str, Any], source_chunk: str | None, held: _Held) 
         raise Unusable("duplicate", "the dataset has this example already")
     alike = held.index.find(record)
     if alike is not None:
-        prompt = cleaning.shortened(held.rows[alike][1].prompt(), SHOWN_CHARACTERS)
+        prompt = cleaning.shortened(held.rows[alike][1].prompt(), PROMPT_CHARACTERS)
         raise Unusable("near_duplicate", f"nearly the same as the example that asks: {prompt}")
     return record
 

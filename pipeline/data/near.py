@@ -78,10 +78,9 @@ def find(file: Path, among: "Array", threshold: float = THRESHOLD) -> "Array":
     earlier = np.full(len(among), -1, np.int64)
     if not len(rows):
         return earlier
+    bands = _all_bands(file, among)
+    # Mapped: only the pages of candidates come into memory.
     held = np.memmap(file, np.uint32, "r", shape=(len(among), PERMUTATIONS))
-    bands = np.empty((BANDS, len(rows)), np.uint64)
-    for begin in range(0, len(rows), READ_ROWS):
-        bands[:, begin : begin + READ_ROWS] = _bands(np.asarray(held[rows[begin : begin + READ_ROWS]])).T
     for band in bands:
         for candidates, firsts in _candidates(band):
             later, first = rows[candidates], rows[firsts]
@@ -90,6 +89,21 @@ def find(file: Path, among: "Array", threshold: float = THRESHOLD) -> "Array":
             alike = (held[later] == held[first]).mean(axis=1) >= threshold
             earlier[later[alike]] = first[alike]
     return earlier
+
+
+def _all_bands(file: Path, among: "Array") -> "Array":
+    """The bands of the rows where `among` is true: uint64, (BANDS, rows)."""
+    import numpy as np
+
+    bands = np.empty((BANDS, int(among.sum())), np.uint64)
+    done = 0
+    with file.open("rb") as signatures:
+        for begin in range(0, len(among), READ_ROWS):
+            wanted = among[begin : begin + READ_ROWS]
+            part = np.fromfile(signatures, np.uint32, len(wanted) * PERMUTATIONS).reshape(-1, PERMUTATIONS)[wanted]
+            bands[:, done : done + len(part)] = _bands(part).T
+            done += len(part)
+    return bands
 
 
 def _candidates(band: "Array") -> "Iterator[tuple[Array, Array]]":

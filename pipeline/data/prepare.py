@@ -85,6 +85,8 @@ def _make(
     size = sum(path.stat().st_size for entry in sources for path in entry.files)
     files.require_space(workspace.home.datasets, SPACE_FACTOR * size, "Preparing the dataset")
     final = workspace.home.datasets / dataset_id
+    # A job that was killed between the folder and its row begins again under the same id.
+    shutil.rmtree(final, ignore_errors=True)
     with _disk_full_named(final), files.new_folder(final) as folder:
         staged = staging.stage(
             workspace, sources, arguments, recipe, folder,

@@ -92,16 +92,17 @@ def records(part: "pa.RecordBatch", kind: Kind) -> Iterator[Record]:
             label=row.get("label"),
             text=row.get("text") or "",
             tools=json.loads(row["tools"]) if row.get("tools") else [],
-            source_chunk=row["source_chunk"],
+            source_chunk=row.get("source_chunk"),
         )
 
 
 def _messages(turns: list[dict[str, Any]] | None) -> list[Message]:
-    return [stored_message(turn["role"], turn["content"], turn["tool_calls"]) for turn in turns or []]
+    return [stored_message(turn["role"], turn["content"], turn.get("tool_calls")) for turn in turns or []]
 
 
 def _kind(form: "pa.Schema") -> Kind:
-    return cast(Kind, form.metadata[b"kind"].decode())
+    """Datasets of the first version name no kind and have messages alone."""
+    return cast(Kind, (form.metadata or {}).get(b"kind", b"sft").decode())
 
 
 class Staging:
@@ -119,11 +120,15 @@ class Staging:
         self._writer.close()
 
 
-def _batches(staged: Path) -> Iterator[tuple[int, "pa.RecordBatch"]]:
-    """The batches of a closed staging file, each with the number of its first row; mapped, not read into memory."""
+def _batches(staged: Path, *, mapped: bool) -> Iterator[tuple[int, "pa.RecordBatch"]]:
+    """The batches of a closed staging file, each with the number of its first row.
+
+    Mapped where only a few rows are looked at; else read, as mapped pages stay in memory until the end.
+    """
     import pyarrow as pa
 
-    with pa.memory_map(str(staged)) as mapped, pa.ipc.open_file(mapped) as file:
+    source = pa.memory_map(str(staged)) if mapped else pa.OSFile(str(staged))
+    with source as opened, pa.ipc.open_file(opened) as file:
         first = 0
         for number in range(file.num_record_batches):
             part = file.get_batch(number)
@@ -137,7 +142,7 @@ def write_split(staged: Path, target: Path, kind: Kind, wanted: "np.ndarray[Any,
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(target, schema(kind), compression="zstd") as writer:
-        for first, part in _batches(staged):
+        for first, part in _batches(staged, mapped=False):
             kept = part.filter(pa.array(wanted[first : first + part.num_rows]))
             if kept.num_rows:
                 writer.write_batch(kept)
@@ -145,7 +150,7 @@ def write_split(staged: Path, target: Path, kind: Kind, wanted: "np.ndarray[Any,
 
 def staged_rows(staged: Path, rows: set[int]) -> Iterator[Record]:
     """Those `rows` of a closed staging file, in order."""
-    for first, part in _batches(staged):
+    for first, part in _batches(staged, mapped=True):
         wanted = [i for i in range(part.num_rows) if first + i in rows]
         if wanted:
             yield from records(part.take(wanted), _kind(part.schema))

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from tunewright.pipeline import chat_template
-from tunewright.pipeline.data import splits
-from tunewright.pipeline.data.prepare import prepare
+from tunewright.pipeline.context import JobContext
+from tunewright.pipeline.data import request, splits
+from tunewright.pipeline.data.arguments import DatasetArguments
+from tunewright.pipeline.data.prepare import prepare, run
 from tunewright.pipeline.files import read_json
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -443,6 +445,25 @@ def test_the_manifest_holds_true_hashes_and_the_report_what_the_store_says(
     assert manifest["sha256"] == dataset["document"]["sha256"]
     report = read_json(folder / "report.json")
     assert report == {key: dataset["document"][key] for key in report}
+
+
+def test_a_job_that_is_run_again_makes_its_one_dataset_whole(
+    workspace: Workspace, write: Write, alpaca: Alpaca, tmp_path: Path
+) -> None:
+    spec = request.check(workspace, str(write("a.json", alpaca(30))), None, DatasetArguments())
+    # As a kill between the folder and its row leaves it.
+    half = workspace.home.datasets / spec["dataset_id"]
+    half.mkdir()
+    (half / "train.parquet").write_bytes(b"half")
+    workspace.store.execute(
+        "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,?,?,?)",
+        "job-x", "prepare_dataset", "running", False, json.dumps(spec), 0.0,
+    )  # fmt: skip
+    context = JobContext(workspace, "job-x", spec, tmp_path)
+    first, second = run(context), run(context)
+    assert first == second == {"dataset_id": spec["dataset_id"], "train_rows": 28}
+    assert [row["id"] for row in workspace.store.artifacts("dataset")] == [spec["dataset_id"]]
+    assert len(rows_of(workspace.store.artifact(spec["dataset_id"]))) == 28
 
 
 def test_progress_grows_to_its_total(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
