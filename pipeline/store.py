@@ -183,10 +183,6 @@ class Store:
             id, kind, name, time.time(), job_id, json.dumps(parents), json.dumps(document),
         )  # fmt: skip
 
-    def set_document(self, id: str, document: Row) -> None:
-        """Replaces the document of an artifact."""
-        self.execute("UPDATE artifacts SET document=? WHERE id=?", json.dumps(document), id)
-
     def artifact(self, id: str, *kinds: str) -> Row:
         """The artifact with this id or unique prefix, of one of `kinds` where given. Raises NotFound, InvalidInput."""
         listing = call("list_artifacts", kind=kinds[0]) if kinds else "list_artifacts()"

@@ -135,6 +135,6 @@ def add_examples(
 def register(server: TunewrightServer) -> None:
     """Adds these tools to the server."""
     reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
-    adds = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+    adds = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
     server.tool(title="Read documents", annotations=reads)(read_documents)
     server.tool(title="Add examples", annotations=adds)(add_examples)

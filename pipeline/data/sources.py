@@ -165,7 +165,7 @@ def _own(given: str, workspace: Workspace) -> Source:
     """All rows of a dataset of our own, those held out included."""
     dataset = workspace.store.artifact(given, "dataset")
     counts = {TRAIN: dataset["document"]["train_rows"], EVAL: dataset["document"]["eval_rows"]}
-    folder = workspace.home.datasets / dataset["id"]
+    folder = Path(dataset["document"]["path"])
     files = [split_file(folder, split) for split, count in counts.items() if count]
     gone = [path for path in files if not path.is_file()]
     if gone:

@@ -10,9 +10,10 @@ import pytest
 
 from tunewright.pipeline import chat_template
 from tunewright.pipeline.context import JobContext
-from tunewright.pipeline.data import request, splits
+from tunewright.pipeline.data import authored, request, splits
 from tunewright.pipeline.data.arguments import DatasetArguments
 from tunewright.pipeline.data.prepare import prepare, run
+from tunewright.pipeline.data.rows import Record
 from tunewright.pipeline.files import read_json
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -44,6 +45,9 @@ SHAREGPT_TURNS = [
 ]  # fmt: skip
 SHAREGPT_CHAT = chat("Hi", "Hello", "你好", "很好", system="Be brief.")
 CSV_WITH_TURNS = 'id,conversations\n7,"' + json.dumps(SHAREGPT_TURNS).replace('"', '""') + '"\n'
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 
 ACCEPTED = {
     "alpaca in a JSON list": ("a.json", [ALPACA], "alpaca", ALPACA_CHAT),
@@ -464,6 +468,35 @@ def test_a_job_that_is_run_again_makes_its_one_dataset_whole(
     assert first == second == {"dataset_id": spec["dataset_id"], "train_rows": 28}
     assert [row["id"] for row in workspace.store.artifacts("dataset")] == [spec["dataset_id"]]
     assert len(rows_of(workspace.store.artifact(spec["dataset_id"]))) == 28
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [*chat("Cold?"), {"role": "assistant", "content": "", "tool_calls": [CALL]}], "tools": [TOOL]},
+        {"prompt": "Capital of Peru?", "chosen": "Lima.", "rejected": "Cusco."},
+        {"prompt": "Capital of Peru?", "completion": "Lima.", "label": False},
+        {"text": "Rain falls from clouds."},
+    ],
+    ids=["sft", "preference", "kto", "text"],
+)
+def test_a_dataset_of_every_kind_is_a_source_of_another(
+    workspace: Workspace, write: Write, row: dict[str, Any]
+) -> None:
+    def only(dataset: Row) -> Record:
+        (record,) = splits.read(Path(dataset["document"]["path"]) / "train.parquet")
+        return record
+
+    first = prepare(workspace, write("a.jsonl", [row]))
+    assert only(prepare(workspace, first["id"])) == only(first)
+
+
+def test_written_examples_and_a_dataset_mix_by_weight(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
+    written = authored.append(workspace, "faq", [{"prompt": f"Why {i}?", "response": f"So {i}."} for i in range(9)])
+    other = prepare(workspace, write("a.json", alpaca(30)), eval_fraction=0)
+    source = [{"source": written.dataset_id, "weight": 1}, {"source": other["id"], "weight": 2}]
+    mixed = prepare(workspace, source, eval_fraction=0)["document"]
+    assert [entry["rows"] for entry in mixed["sources"]] == [9, 18]
 
 
 def test_progress_grows_to_its_total(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
