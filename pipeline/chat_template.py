@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Macro
@@ -76,7 +76,7 @@ class ChatTemplate:
     """The chat template and tokenizer of one model folder, with thinking switched on or off."""
 
     def __init__(self, folder: Path, *, enable_thinking: bool = False) -> None:
-        """Reads `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`. Raises InvalidInput."""
+        """Reads `tokenizer_config.json`; the tokenizer and the template when they are needed. Raises InvalidInput."""
         self.folder, self.enable_thinking = folder, enable_thinking
         if not (folder / "tokenizer.json").is_file():
             raise InvalidInput(
@@ -87,23 +87,31 @@ class ChatTemplate:
         config_file = folder / "tokenizer_config.json"
         config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
         self._special = {k: text for k, v in config.items() if k.endswith("_token") and (text := _text(v))}
-        self.source = self._read_source(config)
+        self._named_template = config.get("chat_template")
+
+    @cached_property
+    def source(self) -> str:
+        """The template's Jinja. Raises InvalidInput where the model has none: raw text is counted without one."""
+        return self._read_source(self._named_template)
+
+    @cached_property
+    def _template(self) -> Template:
         try:
-            self._template = _environment().from_string(self.source)
+            return _environment().from_string(self.source)
         except TemplateSyntaxError as error:
             raise InvalidInput(
                 "broken_chat_template",
-                f"The chat template of {folder} is no Jinja: line {error.lineno}: {error.message}.",
+                f"The chat template of {self.folder} is no Jinja: line {error.lineno}: {error.message}.",
             ) from error
 
-    def _read_source(self, config: dict[str, Any]) -> str:
+    def _read_source(self, named: Any) -> str:
         file = self.folder / "chat_template.jinja"
         if file.is_file():
             return file.read_text(encoding="utf-8")
-        source = config.get("chat_template")
+        source = named
         if isinstance(source, list):  # several by name: [{"name": "default", "template": …}, …]
-            named: dict[str, str] = {entry["name"]: entry["template"] for entry in source}
-            source = named.get("default")
+            by_name: dict[str, str] = {entry["name"]: entry["template"] for entry in source}
+            source = by_name.get("default")
         if not isinstance(source, str):
             raise InvalidInput(
                 "no_chat_template",

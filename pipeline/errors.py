@@ -14,6 +14,8 @@ A failure of a job is stored as the same fields (`to_dict`), so that it reads th
 
 import json
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 
 class TunewrightError(Exception):
@@ -28,6 +30,10 @@ class TunewrightError(Exception):
     ) -> None:
         self.code, self.what, self.allowed, self.next, self.done = code, what, allowed, next, done
         super().__init__(str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # From worker processes errors come pickled; Exception's own way would pass the text as `code`.
+        return partial(type(self), next=self.next, done=self.done, allowed=self.allowed), (self.code, self.what)
 
     def __str__(self) -> str:
         parts = [f"{self.code}: {self.what}", self.allowed, f"Next: {self.next}." if self.next else "", self.done]

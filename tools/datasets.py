@@ -147,14 +147,10 @@ def inspect_dataset(
     )  # fmt: skip
     found.pop("model")
     following = offset + rows
-    steps = [
-        step(
-            "start_finetune",
-            "Train on it.",
-            dataset_id=found["dataset_id"],
-            model=model or environment.suggested_model(),
-        )
-    ]
+    steps: list[NextStep] = []
+    if found.pop("kind") == "sft":
+        trained = model or environment.suggested_model()
+        steps.append(step("start_finetune", "Train on it.", dataset_id=found["dataset_id"], model=trained))
     if following < found["rows_in_split"]:
         page: dict[str, Any] = {"dataset_id": found["dataset_id"], "view": view, "rows": rows, "offset": following}
         page |= {"split": split} | ({"model": model} if model else {})

@@ -20,6 +20,7 @@ from mcp.types import CallToolResult, InputRequiredResult
 from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
+from tunewright.pipeline.data import privacy
 from tunewright.pipeline.errors import TunewrightError, nearest
 from tunewright.pipeline.workspace import Workspace
 
@@ -89,7 +90,8 @@ class TunewrightServer(MCPServer[App]):
     async def _explain(self, name: str, error: ToolError) -> str:
         cause = error.__cause__
         if isinstance(cause, TunewrightError):
-            return str(cause)
+            # What was refused may have held a key.
+            return privacy.without_secrets(str(cause))
         # The SDK reports a result that fails its own schema as unexpected; that is no fault of the arguments.
         if isinstance(cause, ValidationError) and not isinstance(error, UnexpectedToolError):
             tool = next(tool for tool in await self.list_tools() if tool.name == name)

@@ -1,12 +1,13 @@
 """Waiting for a job inside a call: for a while, with progress, never past the time at which hosts give up (60 s)."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import anyio
 
 from tunewright.pipeline import jobs
-from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.errors import Conflict, TunewrightError
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext
@@ -43,7 +44,8 @@ async def outcome(ctx: AppContext, workspace: Workspace, job_id: str) -> Row:
     try:
         row = await wait_for(ctx, workspace, job_id, USUAL_WAIT_S)
     except anyio.get_cancelled_exc_class():
-        jobs.cancel(workspace, job_id)
+        with suppress(Conflict):  # it has ended meanwhile
+            jobs.cancel(workspace, job_id)
         raise
     if row["error"]:
         raise TunewrightError(**row["error"])

@@ -8,10 +8,10 @@ something is trained on never changes. Nothing is mended: the author is told, an
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock
 
@@ -121,7 +121,7 @@ def append(
         refused: list[dict[str, Any]] = []
         for index, example in enumerate(examples):
             try:
-                record = _checked(example, source_chunk, held)
+                record = _checked(workspace, example, source_chunk, held)
             except Unusable as error:
                 why = cleaning.shortened(str(error), WHY_CHARACTERS)
                 refused.append({"index": index, "reason": error.reason, "why": why})
@@ -159,7 +159,8 @@ def _existing(workspace: Workspace, dataset: str, source: str) -> Row | None:
 
 def _refuse_in_use(workspace: Workspace, row: Row) -> None:
     active = workspace.store.rows("SELECT * FROM jobs WHERE state IN ('queued','running','interrupted')")
-    using = [job["id"] for job in active if row["id"] in job["spec"].values()]
+    # Sources stand in lists and objects, and may be prefixes of the id.
+    using = [job["id"] for job in active if any(_names(value, row["id"]) for value in _strings(job["spec"]))]
     using += [child["id"] for child in workspace.store.children(row["id"])]
     if using:
         raise Conflict(
@@ -169,6 +170,19 @@ def _refuse_in_use(workspace: Workspace, row: Row) -> None:
             next=_into_new(row),
             done="Nothing was added.",
         )
+
+
+def _names(value: str, dataset_id: str) -> bool:
+    return value.startswith(f"{PREFIX['dataset']}-") and dataset_id.startswith(value)
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        held = cast("list[object] | dict[str, object]", value)
+        for entry in held.values() if isinstance(held, dict) else held:
+            yield from _strings(entry)
 
 
 def _into_new(row: Row) -> str:
@@ -196,7 +210,7 @@ def _load(row: Row | None) -> _Held:
     return held
 
 
-def _checked(example: Mapping[str, Any], source_chunk: str | None, held: _Held) -> Record:
+def _checked(workspace: Workspace, example: Mapping[str, Any], source_chunk: str | None, held: _Held) -> Record:
     """The example as a record. Raises Unusable."""
     fields = {key: value for key, value in example.items() if key != "source_chunk"}
     chunk = example.get("source_chunk") or source_chunk
@@ -206,6 +220,11 @@ def _checked(example: Mapping[str, Any], source_chunk: str | None, held: _Held) 
         record = layouts.to_record(layouts.find([fields], "The example"), fields)
     except InvalidInput as error:
         raise Unusable("unknown_layout", error.what) from error
+    if chunk is not None and chunk != source_chunk:
+        try:
+            reading.find_chunk(workspace, chunk)
+        except NotFound as error:
+            raise Unusable("unknown_chunk", error.what) from error
     record.source_chunk = chunk
     check(record)
     for text in cleaning.texts_of(record):

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from tunewright.pipeline.data import privacy
+
 # Large enough that sending one to another process costs little, small enough that several fit in memory.
 BLOCK_BYTES = 3_000_000
 
@@ -51,7 +53,10 @@ def parsed_line(raw: bytes, encoding: str = "utf-8") -> object:
 
 
 def around(text: str, position: int) -> str:
-    return text[max(0, position - 20) : position + 40]
+    """A few characters of a broken text, for an error."""
+    # Masked in a wider part, where what is personal is still whole.
+    before, after = text[max(0, position - 300) : position], text[position : position + 300]
+    return privacy.shown(before)[-20:] + privacy.shown(after)[:40]
 
 
 def in_blocks(rows: Iterable[tuple[int, object]]) -> Iterator[Block]:

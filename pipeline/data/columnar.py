@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.pipeline.data import cells
 from tunewright.pipeline.data.blocks import BLOCK_BYTES, Block, Broken
 from tunewright.pipeline.data.opening import FileBytes, repaired
 from tunewright.pipeline.data.tables import refuse_duplicates
@@ -45,18 +46,25 @@ def arrow_blocks(file: FileBytes) -> Iterator[Block]:
         yield from _numbered(_validated(reader))
 
 
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the keys inside its values that are null: a column stores every key that any row has in all."""
+    return {
+        name: cells.without_nulls(value) if isinstance(value, list | dict) else value for name, value in row.items()
+    }
+
+
 def rows_of(batch: "pa.RecordBatch | pa.Table") -> list[object]:
     """The rows as Python values; `Broken` where one holds text that is no UTF-8 or a date beyond Python's."""
     import pyarrow as pa
 
     failures = (ValueError, OverflowError, pa.ArrowException)
     try:
-        return list(batch.to_pylist())
+        return [_bare(row) for row in batch.to_pylist()]
     except failures:
         rows: list[object] = []
         for at in range(batch.num_rows):
             try:
-                rows += batch.slice(at, 1).to_pylist()
+                rows += map(_bare, batch.slice(at, 1).to_pylist())
             except failures as error:
                 rows.append(Broken(f"a value cannot be read: {error!s:.100}"))
         return rows

@@ -96,7 +96,8 @@ def _check_pair(record: Record) -> None:
             raise Unusable("empty", f"there is no {name} answer")
         if answer[0]["role"] != "assistant" or answer[-1]["role"] != "assistant":
             raise Unusable("malformed", f"the {name} answer is not the assistant's")
-    if record.chosen == record.rejected:
+    chosen, rejected = ([{**m, "content": m["content"].strip()} for m in a] for a in (record.chosen, record.rejected))
+    if chosen == rejected:
         raise Unusable("no_preference", "the chosen and the rejected answer are the same")
 
 

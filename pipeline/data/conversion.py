@@ -160,8 +160,9 @@ def _pair(layout: Layout, row: Mapping[str, Any]) -> Record:
         good, bad = bad, good
     asked = _asked(layout, row)
     if "prompt" in columns and len(asked) == 1:
-        # Anthropic's HH, as TRL publishes it: the dialogue so far is one text.
-        asked = rendered.parse(asked[0]["content"]) or asked
+        # Anthropic's HH, as TRL publishes it: the dialogue so far is one text. Other marks may be meant as they stand.
+        if asked[0]["content"].lstrip().startswith("Human:"):
+            asked = rendered.parse(asked[0]["content"]) or asked
     elif not asked:
         return _implicit_pair(layout, row.get(good), row.get(bad))
     chosen = turns.said(row.get(good), good, layout.tags, "assistant")

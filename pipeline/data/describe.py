@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +15,7 @@ from tunewright.pipeline.data.cleaning import listed
 from tunewright.pipeline.data.rows import Record
 from tunewright.pipeline.data.sources import Source
 from tunewright.pipeline.data.splits import EVAL, TRAIN, split_file
+from tunewright.pipeline.errors import InvalidInput
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
@@ -46,7 +48,7 @@ def report(
     kept = chosen.train | chosen.held_out
     rows = np.flatnonzero(kept)
     sampled = rows[statistics.sample(len(rows))]
-    sample = list(splits.staged_rows(staged.rows, {int(row) for row in sampled}))
+    sample = list(splits.staged_rows(staged.rows, sampled))
     longest = int(rows[np.argmax(staged.characters[rows])])
     found = _found(staged, kept)
     made: Row = {
@@ -58,7 +60,7 @@ def report(
         "replaced": dict(sorted(staged.replaced.items())),
         "sources": _shares(staged, rows, sources),
     }
-    made |= summary(workspace, sample, len(rows), next(splits.staged_rows(staged.rows, {longest})), arguments.model)
+    made |= summary(workspace, sample, len(rows), next(splits.staged_rows(staged.rows, [longest])), arguments.model)
     # The answers alone: an instruction that all rows share would look like a topic.
     made["topics"] = topics.survey([record.answer() for record in sample], arguments.seed)
     made["leakage"] = _leakage(staged, chosen, arguments)
@@ -77,7 +79,8 @@ def summary(workspace: Workspace, sample: list[Record], rows: int, longest: Reco
 
         template = chat_template.load(workspace, model)
         tokens = statistics.count(template, model, sample, rows)
-        tokens["max"] = max(tokens["max"], lengths.token_length(template, longest))
+        with suppress(InvalidInput):  # a row that the template refuses
+            tokens["max"] = max(tokens["max"], lengths.token_length(template, longest))
     else:
         tokens = statistics.estimate(sample, rows)
         tokens["max"] = max(tokens["max"], statistics.estimate([longest], 1)["max"])

@@ -73,6 +73,7 @@ LATIN = [
     ("cp1257", frozenset("äõöüšž")),  # Estonian
 ]
 LATIN_SHARE = 0.9
+WESTERN = "cp1252"
 INITIAL = re.compile(r"\b\w")
 OTHER_SCRIPTS = ["cp1251", "koi8_r", "cp1253", "cp1255", "cp1256", "cp874"]
 SINGLE_BYTE = [*dict.fromkeys(codec for codec, _ in LATIN), *OTHER_SCRIPTS]
@@ -228,6 +229,9 @@ def _single_byte(sample: bytes) -> str | None:
     # Capitals within words, as other scripts look in these code pages, are left as they are and fit no language.
     readings = {codec: INITIAL.sub(_lower, sample.decode(codec, "replace")) for codec in dict(LATIN)}
     shares = {(codec, letters): _share_of(readings[codec], letters) for codec, letters in LATIN}
+    # Several Western languages in one file: a little less likely than one language whose every letter fits.
+    western = frozenset[str]().union(*(letters for codec, letters in LATIN if codec == WESTERN))
+    shares[WESTERN, western] = LATIN_SHARE * _share_of(readings[WESTERN], western)
     likeliest = max(shares, key=lambda language: shares[language])
     if shares[likeliest] >= LATIN_SHARE:
         return likeliest[0]

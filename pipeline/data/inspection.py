@@ -70,6 +70,7 @@ def inspect(
         "view": view,
         "model": model,
         "split": split,
+        "kind": dataset["document"].get("kind", "sft"),
         "rows_in_split": held,
         "rows": shown,
     }
@@ -126,6 +127,8 @@ def _each_half(
     template: "ChatTemplate", record: Record, view: Callable[["ChatTemplate", list[Message], Record], dict[str, Any]]
 ) -> dict[str, Any]:
     """A pair is shown twice, as it is trained: the prompt with each of its answers."""
+    if record.kind == "kto":
+        return {**view(template, record.messages, record), "label": record.label}
     if record.kind != "preference":
         return view(template, record.messages, record)
     halves = {"chosen": record.chosen, "rejected": record.rejected}

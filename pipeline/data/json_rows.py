@@ -19,6 +19,8 @@ from tunewright.pipeline.errors import InvalidInput, call
 # Lists that belong to one row; any other list of objects in a JSON object is the list of rows.
 ROW_LISTS = ("conversations", "messages")
 PEEKED_LINES = 100
+# A packed file of a few megabytes can hold gigabytes of one string.
+MAX_VALUE_CHARACTERS = 500_000_000
 BLANK = " \t\r\n"
 
 
@@ -145,6 +147,13 @@ class _Values:
     def _read_more(self) -> bool:
         """Holds at least twice as much as is not consumed yet; false at the end of the text."""
         kept = self._text[self._position :]
+        if len(kept) > MAX_VALUE_CHARACTERS:
+            raise InvalidInput(
+                "value_too_long",
+                f"{self._path} holds one value of more than {MAX_VALUE_CHARACTERS // 1_000_000} million characters.",
+                allowed="Cut it into rows: one object per line, named .jsonl.",
+                next=repaired(self._path),
+            )
         gone = self._text[: self._position]
         self._lines_before += gone.count("\n")
         self._column_before = len(gone) - gone.rfind("\n") - 1 if "\n" in gone else self._column_before + len(gone)

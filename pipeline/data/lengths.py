@@ -6,6 +6,7 @@ from pathlib import Path
 from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.data.cleaning import Action
 from tunewright.pipeline.data.rows import Message, Record, Unusable
+from tunewright.pipeline.errors import InvalidInput
 
 # What a chat template writes around one message, at most, in tokens; no known one writes more than 20.
 TEMPLATE_TOKENS_PER_MESSAGE = 30
@@ -24,7 +25,7 @@ def token_length(template: ChatTemplate, record: Record) -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """The rows that a row became; `done` is truncated, split or empty, `why` in words."""
+    """The rows that a row became; `done` is truncated or split, or empty where it stayed; `why` in words."""
 
     records: list[Record]
     done: str = ""
@@ -41,7 +42,10 @@ class Fitter:
         """Raises Unusable (`too_long`) where the row is to be dropped, or nothing of it fits."""
         if self._action == "keep" or self._surely_fits(record):
             return Fit([record])
-        length = token_length(self._template, record)
+        try:
+            length = token_length(self._template, record)
+        except InvalidInput as error:
+            raise Unusable(error.code, error.what) from error
         if length <= self._limit:
             return Fit([record])
         why = f"{length} tokens; max_seq_length is {self._limit}"
@@ -117,15 +121,23 @@ class Fitter:
                     break
                 kept += exchange
             record.messages = kept
-        answers = [record.chosen[-1], record.rejected[-1]] if record.kind == "preference" else [record.messages[-1]]
-        for answer in answers:
-            over = token_length(self._template, record) - self._limit
-            tokens = len(self._template.ids(answer["content"]))
-            if over > 0 and len(self._template.ids(answer["content"])) - over > 0:
-                answer["content"] = self._head(answer["content"], tokens - over).rstrip()
-        if token_length(self._template, record) > self._limit or not all(a["content"].strip() for a in answers):
-            raise Unusable("too_long", f"{why}, and the prompt leaves no room for the answer")
+        halves = [record.chosen, record.rejected] if record.kind == "preference" else [[]]
+        for half in halves:
+            self._cut_answer(record, half, why)
+        if record.chosen and record.chosen == record.rejected:
+            raise Unusable("no_preference", f"{why}, and cut to that the chosen and the rejected answer are the same")
         return record
+
+    def _cut_answer(self, record: Record, half: list[Message], why: str) -> None:
+        """Cuts the end of the last answer where the conversation with it is too long."""
+        messages = [*record.messages, *half]
+        answer = messages[-1]
+        over = self._length(record, messages) - self._limit
+        if over > 0:
+            room = len(self._template.ids(answer["content"])) - over
+            answer["content"] = self._head(answer["content"], room).rstrip() if room > 0 else ""
+        if not answer["content"].strip() or self._length(record, messages) > self._limit:
+            raise Unusable("too_long", f"{why}, and the prompt leaves no room for the answer")
 
 
 def _exchanges(messages: list[Message]) -> list[list[Message]]:

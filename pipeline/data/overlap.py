@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from tunewright.pipeline.errors import InvalidInput, NotFound, call
 
+MAX_FILE_BYTES = 200_000_000
 SUFFIXES = (".csv", ".json", ".jsonl")
 QUESTION_COLUMNS = ("question", "prompt", "problem", "input", "query")
 MIN_COVERED = 0.7
@@ -151,6 +152,8 @@ def _question(row: object) -> str:
 
 def _rows(path: Path) -> Iterator[object]:
     try:
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"not a file of at most {MAX_FILE_BYTES // 1_000_000} MB")
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() == ".csv":
                 yield from csv.DictReader(file)
@@ -158,7 +161,7 @@ def _rows(path: Path) -> Iterator[object]:
                 yield from (json.loads(line) for line in file if line.strip())
             else:
                 yield from _lists(json.load(file))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise InvalidInput(
             "broken_benchmark",
             f"{path} cannot be read: {error}.",

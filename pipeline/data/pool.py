@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 from tunewright.pipeline.data.layouts import Layout
 from tunewright.pipeline.data.processing import Processed, Processor, Recipe
 from tunewright.pipeline.data.reading import Block
-from tunewright.pipeline.errors import Unavailable
+from tunewright.pipeline.errors import Unavailable, call
 
 Item = TypeVar("Item")
 # Layout, the file's name, the block, and whatever the caller wants to have beside the result.
@@ -77,6 +77,7 @@ def _in_order(pool: ProcessPoolExecutor, tasks: Iterable[Task[Item]], ahead: int
             "process_died",
             "A process that cleaned rows ended without a word: killed, or out of memory.",
             allowed="Close other programs, or prepare fewer rows with max_rows.",
+            next=call("prepare_dataset", source="…", max_rows=100_000),
             done="No dataset was made.",
         ) from error
 

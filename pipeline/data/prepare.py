@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # The staging file is about as large as the source, the Parquet files smaller, signatures half a kilobyte a row.
 SPACE_FACTOR = 3
+# Pairs that share most of their words are looked at by so many: two rows each are in memory.
+COMPARED_ROWS = 5000
 
 OnProgress = Callable[[float, float, str], None]
 
@@ -49,7 +51,10 @@ def run(context: JobContext) -> dict[str, Any]:
 
         arguments = DatasetArguments(**spec["arguments"])
         made = _make(context.workspace, spec["source"], spec["name"], spec["dataset_id"], arguments, report)
-    return {"dataset_id": made["id"], "train_rows": made["document"]["train_rows"]}
+    document = made["document"]
+    counted = {name: {reason: e["count"] for reason, e in document[name].items()} for name in ("dropped", "mended")}
+    shown = ("kind", "format", "rows_read", "train_rows", "eval_rows", "warnings", "advice")
+    return {"dataset_id": made["id"], **{key: document[key] for key in shown}, **counted}
 
 
 def prepare(
@@ -86,7 +91,8 @@ def _make(
     files.require_space(workspace.home.datasets, SPACE_FACTOR * size, "Preparing the dataset")
     final = workspace.home.datasets / dataset_id
     # A job that was killed between the folder and its row begins again under the same id.
-    shutil.rmtree(final, ignore_errors=True)
+    for left in (final, *final.parent.glob(f"{files.PARTIAL}*-{final.name}")):
+        shutil.rmtree(left, ignore_errors=True)
     with _disk_full_named(final), files.new_folder(final) as folder:
         staged = staging.stage(
             workspace, sources, arguments, recipe, folder,
@@ -128,9 +134,9 @@ def _recipe(workspace: Workspace, arguments: DatasetArguments) -> Recipe:
     return Recipe(
         actions=actions,
         system_prompt=arguments.system_prompt,
-        substitutions=arguments.substitutions or {},
-        terms=terms.load(Path(arguments.domain).expanduser()) if arguments.domain else None,
-        benchmark=overlap.load(Path(arguments.benchmark_dir).expanduser()) if arguments.benchmark_dir else None,
+        substitutions={name.strip("{} "): text for name, text in (arguments.substitutions or {}).items()},
+        terms=terms.load(request.local_path(arguments.domain)) if arguments.domain else None,
+        benchmark=overlap.load(request.local_path(arguments.benchmark_dir)) if arguments.benchmark_dir else None,
         signatures=arguments.dedupe and actions["near_duplicate"] != "ignore",
         model_folder=models.tokenizer_folder(workspace, arguments.model) if arguments.model else None,
         max_seq_length=arguments.max_seq_length,
@@ -165,15 +171,30 @@ def _choose(staged: Staged, sources: list[Source], arguments: DatasetArguments) 
         _note_repeats(staged, "duplicate", repeated)
         action = cleaning.actions(arguments.cleaning)["near_duplicate"]
         if action != "ignore":
-            near_of = near.find(staged.signatures, kept)
+            near_of = _copies(staged, near.find(staged.signatures, kept))
         if action == "drop":
             kept &= near_of < 0
             _note_repeats(staged, "near_duplicate", near_of)
     kept = _shared(staged, kept, sources, arguments)
-    alike = near_of >= 0
+    alike = kept & (near_of >= 0) & kept[near_of]
     alike[near_of[alike]] = True
     held_out = selection.held_out(kept, staged.prompts, alike, arguments.eval_fraction, arguments.seed)
     return Chosen(kept & ~held_out, held_out, near_of)
+
+
+def _copies(staged: Staged, near_of: "Array") -> "Array":
+    """The pairs of `near_of` that are copies of each other in truth; of the others -1."""
+    import numpy as np
+
+    rows = np.flatnonzero(near_of >= 0)
+    for begin in range(0, len(rows), COMPARED_ROWS):
+        part = rows[begin : begin + COMPARED_ROWS]
+        needed = np.unique(np.concatenate((part, near_of[part])))
+        records = dict(zip(needed.tolist(), splits.staged_rows(staged.rows, needed), strict=True))
+        for row in part.tolist():
+            if not near.is_copy(records[int(near_of[row])], records[row]):
+                near_of[row] = -1
+    return near_of
 
 
 def _note_repeats(staged: Staged, reason: str, earlier: "Array") -> None:
@@ -181,7 +202,7 @@ def _note_repeats(staged: Staged, reason: str, earlier: "Array") -> None:
 
     rows = np.flatnonzero(earlier >= 0)
     shown = [int(row) for row in rows[: cleaning.MAX_EXAMPLES]]
-    for row, record in zip(shown, splits.staged_rows(staged.rows, set(shown)) if shown else [], strict=True):
+    for row, record in zip(shown, splits.staged_rows(staged.rows, shown), strict=True):
         file, number = staged.place(row)
         first_file, first_number = staged.place(int(earlier[row]))
         where = f"row {first_number}" if first_file == file else f"row {first_number} of {first_file}"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any, cast
 
 SECRET_KINDS = frozenset({"api_key", "private_key", "password_in_url", "token"})
 
@@ -53,6 +54,25 @@ def masked(text: str, found: Sequence[Found]) -> str:
     return "".join([*parts, text[at:]])
 
 
+def without_secrets(text: str) -> str:
+    """`text` with keys and passwords masked; addresses and numbers stay, which errors must be able to name."""
+    return masked(text, [entry for entry in find(text) if entry.kind in SECRET_KINDS])
+
+
+def shown(value: object) -> Any:
+    """`value` as it may be shown: in every text of it what `find` finds is masked, and what may be part of a key, cut
+    off from its recognisable beginning, is shortened."""
+    if isinstance(value, str):
+        text = value[:MAX_SHOWN_CHARACTERS]
+        return UNBROKEN.sub(lambda run: f"{run[0][:4]}…", masked(text, find(text)))
+    if isinstance(value, list):
+        return [shown(entry) for entry in cast("list[object]", value)[:MAX_SHOWN_ENTRIES]]
+    if isinstance(value, dict):
+        entries = list(cast("dict[Any, object]", value).items())[:MAX_SHOWN_ENTRIES]
+        return {key: shown(entry) for key, entry in entries}
+    return value
+
+
 def _apart(found: list[Found]) -> list[Found]:
     """In order of place; of two that overlap the earlier in the list, secrets before addresses before numbers."""
     kept: list[Found] = []
@@ -60,6 +80,13 @@ def _apart(found: list[Found]) -> list[Found]:
         if all(entry.end <= other.start or other.end <= entry.start for other in kept):
             kept.append(entry)
     return sorted(kept, key=lambda entry: entry.start)
+
+
+# Of a value that is shown; no more is ever printed.
+MAX_SHOWN_CHARACTERS = 4000
+MAX_SHOWN_ENTRIES = 20
+# Letters and digits mixed without a break: a key, or a part of one.
+UNBROKEN = re.compile(r"(?=[A-Za-z_+/=-]{0,40}\d)(?=[\d_+/=-]{0,40}[A-Za-z])[A-Za-z0-9_+/=-]{16,}")
 
 
 # Secrets: each form with the literal beginning that a text is searched for first, after the rarer character in it.
@@ -92,8 +119,12 @@ KEYS = {
 PLAIN, UNDERSCORED, DASHED = (*KEY_FORMS[""], "eyJ", "Bearer"), tuple(KEY_FORMS["_"]), (*KEY_FORMS["-"], "-----BEGIN")
 WEB_TOKEN = re.compile(r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}")  # RFC 7519
 BEARER = re.compile(r"\bBearer\s+([A-Za-z0-9._~+/-]{20,}=*)")
-PRIVATE_KEY = re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----([^-]{60,})(?:-----END [A-Z ]+-----)?")
-CREDENTIALS = re.compile(r"\b[a-z][a-z0-9+.-]*://([^\s:/@\"'<>]*):([^\s/@\"'<>]+)@[\w.\[]", re.IGNORECASE)
+PRIVATE_KEY = re.compile(
+    r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----((?:[^-]|-(?!----)){60,})(?:-----END [A-Z ]+-----)?"
+)
+CREDENTIALS = re.compile(
+    r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,20}://([^\s:/@\"'<>]*):([^\s/@\"'<>]+)@[\w.\[]", re.IGNORECASE
+)
 PLACEHOLDER_PASSWORD = re.compile(
     r"(?:my|your|the|some|db)?[-_]?(?:pass(?:word|wd)?|pw|pwd|secret|token|key|api[-_]?key)|[{$<%\[(].*|[x*.]+|密码",
     re.IGNORECASE,

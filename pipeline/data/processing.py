@@ -172,18 +172,22 @@ class Processor:
         if not masks:
             return []
         masked: set[str] = set()
-        texts: list[str] = []
-        for text in cleaning.texts_of(record):
+
+        def mask(text: str) -> str:
             found = [entry for entry in privacy.find(text) if _group(entry.kind) in masks]
-            masked |= {entry.kind for entry in found}
-            texts.append(privacy.masked(text, found) if found else text)
-        cleaning.with_texts(record, texts)
+            masked.update(entry.kind for entry in found)
+            return privacy.masked(text, found) if found else text
+
+        cleaning.with_texts(record, [mask(text) for text in cleaning.texts_of(record)])
+        if _has_tools(record):
+            cleaning.map_hidden_texts(record, mask)
         return [(f"masked_{_group(kind)}", f"{kind} masked") for kind in sorted(masked)[:1]]
 
     def _found(self, record: Record) -> tuple[str, ...]:
         """What is noteworthy in a row. Raises Unusable where it is to be dropped for that."""
         found: set[str] = set()
-        for text in cleaning.texts_of(record):
+        hidden = cleaning.hidden_texts(record) if _has_tools(record) else []
+        for text in (*cleaning.texts_of(record), *hidden):
             for entry in privacy.find(text):
                 group = _group(entry.kind)
                 if self._recipe.actions[group] == "drop":
@@ -215,6 +219,10 @@ def _replaced(
         for _, counts in replaced:
             done.replaced.update({f"{what}: {name}": count for name, count in counts.items()})
     return [after for after, _ in replaced]
+
+
+def _has_tools(record: Record) -> bool:
+    return bool(record.tools) or any("tool_calls" in message for message in record.all_messages())
 
 
 def _group(kind: str) -> Finding:

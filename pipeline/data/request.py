@@ -23,9 +23,9 @@ def check(workspace: Workspace, source: SourceArgument, name: str | None, argume
     sources = resolve(source, arguments.split, workspace)
     actions(arguments)
     if arguments.domain:
-        terms.load(Path(arguments.domain).expanduser())
+        terms.load(local_path(arguments.domain))
     if arguments.benchmark_dir:
-        overlap.load(Path(arguments.benchmark_dir).expanduser())
+        overlap.load(local_path(arguments.benchmark_dir))
     if arguments.model:
         models.tokenizer_folder(workspace, arguments.model)
     title = name or _stem(sources[0].given)
@@ -44,15 +44,28 @@ def actions(arguments: DatasetArguments) -> dict[Finding, Action]:
     if measured != (arguments.max_seq_length is not None) or (measured and arguments.model is None):
         raise InvalidInput(
             "too_long_incomplete",
-            f"cleaning too_long={taken['too_long']!r}, max_seq_length={arguments.max_seq_length}, "
+            f"cleaning={{'too_long': {taken['too_long']!r}}}, max_seq_length={arguments.max_seq_length}, "
             f"model={arguments.model!r}: rows are measured with all three.",
-            allowed="Leave all out (training cuts what is longer, and says so), or give all.",
+            allowed="Leave all out (training cuts what is longer, and says so), or give all, with too_long drop, "
+            "truncate or split.",
             next=call(
                 "prepare_dataset", source="…", cleaning={"too_long": "split"}, max_seq_length=2048,
                 model=arguments.model or "toy",
             ),
         )  # fmt: skip
     return taken
+
+
+def local_path(given: str) -> Path:
+    """A path of this machine. Raises InvalidInput where it is none."""
+    try:
+        path = Path(given).expanduser().absolute()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~ of an unknown user, a zero byte
+        raise InvalidInput(
+            "invalid_path", f"{given[:200]!r} is no path: {error!s:.80}.", allowed="A path on this machine."
+        ) from error
+    return path
 
 
 def _stem(given: str) -> str:

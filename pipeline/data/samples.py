@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import Any, cast
 
-from tunewright.pipeline.data import cells, rendered, turns
+from tunewright.pipeline.data import cells, privacy, rendered, turns
 from tunewright.pipeline.data.rows import Unusable
 from tunewright.pipeline.errors import nearest
 
@@ -39,7 +39,7 @@ class Sample:
                 self.shown.setdefault(name, "")
                 if value is None or value == "":
                     continue
-                self.shown[name] = self.shown[name] or cells.shortened(value, SAMPLE_CHARACTERS)
+                self.shown[name] = self.shown[name] or cells.shortened(privacy.shown(value), SAMPLE_CHARACTERS)
                 values.append(value)
         self._names = {key(name): name for name in reversed(self.shown)}
 
@@ -65,8 +65,9 @@ class Sample:
 
     def listed(self) -> str:
         columns = list(self.shown.items())
+        shown = [(privacy.shown(_short(name)), text) for name, text in columns[:MAX_COLUMNS_SHOWN]]
         more = f"; and {len(columns) - MAX_COLUMNS_SHOWN} more" if len(columns) > MAX_COLUMNS_SHOWN else ""
-        return f"Columns: {'; '.join(f'{_short(n)} ({text!r})' for n, text in columns[:MAX_COLUMNS_SHOWN])}{more}."
+        return f"Columns: {'; '.join(f'{name} ({text!r})' for name, text in shown)}{more}."
 
     def nearest(self, name: str) -> str:
         return nearest(_short(name), [_short(column) for column in self.shown])

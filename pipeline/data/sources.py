@@ -80,7 +80,8 @@ def as_given(sources: Sequence[Source]) -> str | list[str | dict[str, str | floa
 
 
 def _as_given(source: Source) -> str | dict[str, str | float]:
-    is_local = source.remote is None and source.dataset_id is None
+    # One that a dataset_info.json leads to is named by the path that led there.
+    is_local = (source.remote is None or source.remote.hint is not None) and source.dataset_id is None
     given = str(Path(source.given).expanduser().absolute()) if is_local else source.given
     entry: dict[str, str | float] = {"source": given}
     if source.weight is not None:

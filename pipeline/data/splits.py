@@ -148,12 +148,17 @@ def write_split(staged: Path, target: Path, kind: Kind, wanted: "np.ndarray[Any,
                 writer.write_batch(kept)
 
 
-def staged_rows(staged: Path, rows: set[int]) -> Iterator[Record]:
-    """Those `rows` of a closed staging file, in order."""
+def staged_rows(staged: Path, rows: "Iterable[int] | np.ndarray[Any, Any]") -> Iterator[Record]:
+    """Those `rows` of a closed staging file, in order, each once."""
+    import numpy as np
+
+    wanted = np.unique(np.fromiter(rows, np.int64))
+    if not len(wanted):
+        return
     for first, part in _batches(staged, mapped=True):
-        wanted = [i for i in range(part.num_rows) if first + i in rows]
-        if wanted:
-            yield from records(part.take(wanted), _kind(part.schema))
+        begin, end = np.searchsorted(wanted, (first, first + part.num_rows))
+        if begin < end:
+            yield from records(part.take(wanted[begin:end] - first), _kind(part.schema))
 
 
 def write(path: Path, kind: Kind, rows: Iterable[Record]) -> int:

@@ -14,6 +14,7 @@ from tunewright.pipeline.data import hub, layouts
 from tunewright.pipeline.data.arguments import DatasetArguments
 from tunewright.pipeline.data.cleaning import Tally
 from tunewright.pipeline.data.layouts import Layout
+from tunewright.pipeline.data.opening import COMPRESSED_SUFFIXES
 from tunewright.pipeline.data.pool import Task, processes
 from tunewright.pipeline.data.processing import Processed, Recipe
 from tunewright.pipeline.data.reading import Block, Broken, Reader
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 # Rows at the head of a file whose columns decide its layout.
 PEEKED_ROWS = 100
-# Rows of a remote source beyond max_rows that are read, since some will be dropped.
-SPARE_SHARE, SPARE_ROWS = 1.1, 200
+# Of text that is packed, and of what is read over the network.
+PACKED_FACTOR, MUCH_BYTES = 5, 1_000_000_000
 
 
 @dataclass
@@ -81,18 +82,23 @@ def stage(
     """
     staged = Staged(folder / "rows.arrow", folder / "signatures.bin")
     reading = _Reading(workspace, sources, arguments, staged, on_bytes)
-    size = sum(path.stat().st_size for source in sources for path in source.files)
     collector = _Collector(staged)
     try:
-        with processes(recipe, size) as process, staged.signatures.open("wb") as signatures:
+        with processes(recipe, _about_bytes(sources)) as process, staged.signatures.open("wb") as signatures:
             for file_number, done in process(reading.tasks()):
                 collector.add(file_number, done)
                 signatures.write(done.signatures)
-                if reading.is_enough(len(collector)):
-                    break
     finally:
         collector.close()
     return staged
+
+
+def _about_bytes(sources: list[Source]) -> int:
+    """How much text there may be; of what is remote nobody knows, so it counts as much."""
+    if any(source.remote for source in sources):
+        return MUCH_BYTES
+    files = [path for source in sources for path in source.files]
+    return sum(path.stat().st_size * (PACKED_FACTOR if path.suffix in COMPRESSED_SUFFIXES else 1) for path in files)
 
 
 class _Collector:
@@ -105,9 +111,6 @@ class _Collector:
             name: [] for name in ("file_of", "numbers", "fingerprints", "prompts", "characters")
         }
         self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
 
     def add(self, file_number: int, done: Processed) -> None:
         import numpy as np
@@ -152,12 +155,6 @@ class _Reading:
         self._workspace, self._sources, self._arguments = workspace, sources, arguments
         self._staged, self._on_bytes = staged, on_bytes
         self._bytes_before = 0
-
-    def is_enough(self, rows: int) -> bool:
-        """Whether the one source that is read over the network has given as many rows as are wanted."""
-        wanted = self._arguments.max_rows
-        alone = len(self._sources) == 1 and self._sources[0].remote is not None
-        return alone and wanted is not None and rows >= SPARE_SHARE * wanted + SPARE_ROWS
 
     def tasks(self) -> Iterator[Task[int]]:
         for number, source in enumerate(self._sources):

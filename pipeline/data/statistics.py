@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tunewright.pipeline.data.rows import Message, Record, calls_as_text
+from tunewright.pipeline.errors import InvalidInput
 
 if TYPE_CHECKING:
     from tunewright.pipeline.chat_template import ChatTemplate
@@ -72,14 +73,21 @@ def count(template: "ChatTemplate", model: str, records: Iterable[Record], rows:
     `total` for all `rows`, `loss_share` (of the tokens, those that carry loss), `histogram`
     (`[{"from": 128, "to": 192, "rows": …}]`, `to` not included, rows of the sample), `fits`
     (`{"2048": {"rows": …, "tokens": …}}`: the shares of rows that are whole, and of tokens that are kept, when rows are
-    cut at so many tokens). Raises InvalidInput where the template refuses a conversation.
+    cut at so many tokens). Rows that the template refuses are not counted. Raises InvalidInput where it refuses all.
     """
     lengths: list[int] = []
     with_loss = 0
+    refused: InvalidInput | None = None
     for record in records:
-        length, loss = _encoded(template, record)
+        try:
+            length, loss = _encoded(template, record)
+        except InvalidInput as error:
+            refused = error
+            continue
         lengths.append(length)
         with_loss += loss
+    if refused is not None and not lengths:
+        raise refused
     statistics = {"estimated": False, "counted_by": model, **_summary(lengths, rows)}
     statistics["loss_share"] = round(with_loss / max(1, sum(lengths)), 4)
     return statistics

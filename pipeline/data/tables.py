@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunewright.pipeline.data import privacy
 from tunewright.pipeline.data.blocks import Block, Broken, in_blocks
 from tunewright.pipeline.data.encodings import Decoding
 from tunewright.pipeline.data.opening import repaired
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # csv's own limit of 131,072 characters is less than one long document.
 MAX_CELL_CHARACTERS = 16_000_000
 SEPARATORS = ",;\t|"  # the semicolon is what Europe's spreadsheets write
+EXCEL_SEPARATOR = re.compile(r"sep=(.)", re.IGNORECASE)  # a first line that Excel writes and reads
 QUOTED = re.compile('"[^"]*"')
 
 
@@ -36,6 +38,8 @@ def table_blocks(
     csv.field_size_limit(MAX_CELL_CHARACTERS)
     lines = text_lines(path, decoding.text_pieces(pieces))
     head = next(lines, "")
+    if said := EXCEL_SEPARATOR.fullmatch(head.rstrip("\r\n")):
+        separator, head = said[1], next(lines, "")
     bare = QUOTED.sub("", head)
     delimiter = separator or max(SEPARATORS, key=bare.count)
     if separator is None and delimiter != ",":
@@ -102,7 +106,7 @@ def refuse_duplicates(path: Path, header: list[str]) -> None:
     if twice:
         raise InvalidInput(
             "duplicate_columns",
-            f"{path} has several columns named {', '.join(map(repr, twice[:5]))}.",
+            f"{path} has several columns named {', '.join(repr(privacy.shown(name)) for name in twice[:5])}.",
             allowed="Every column has a name of its own: which of them is meant cannot be told. Write a repaired copy.",
             next=repaired(path),
         )

@@ -31,6 +31,7 @@ from typing import Any, Literal, cast, get_args
 from tunewright.pipeline.errors import InvalidInput, NotFound, call
 
 Language = Literal["zh", "en"]
+MAX_PACK_BYTES = 20_000_000
 KEYS = ("term", "zh", "en", "abbreviations", "synonyms", "source")
 FORM = "language: zh or en; terms: a list of {term, zh or en, abbreviations: […], synonyms: […], source}"
 # A hyphen makes a longer word: AKI-related, non-AKI.
@@ -136,11 +137,13 @@ def load(path: Path) -> Terms:
     # The field's YAML reader, kept by the YAML project itself; imported late, as it takes 20 ms.
     import yaml
 
+    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_PACK_BYTES):
+        raise _refused("broken_pack", path, f"is no file of at most {MAX_PACK_BYTES // 1_000_000} MB")
     try:
         read = cast("object", yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise NotFound("pack_not_found", f"There is no domain pack {path}.", allowed=f"A YAML file: {FORM}.") from error
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())[:300]
         raise _refused("broken_pack", path, f"is no readable YAML file in UTF-8: {why}") from error
     pack = cast("dict[str, Any]", read) if isinstance(read, dict) else {}

@@ -84,7 +84,7 @@ def tools(value: object, column: str) -> list[dict[str, Any]]:
         entry = cells.parsed(tool, column) if isinstance(tool, str) else tool
         if not isinstance(entry, dict):
             raise Unusable("malformed", f"{column} holds {cells.described(entry)}, not a tool's description")
-        fields = cells.without_nulls(cast("dict[str, Any]", entry))
+        fields = cast("dict[str, Any]", entry)
         described.append(fields if "function" in fields else {"type": "function", "function": fields})
     if described:
         cells.as_json(described, column)
@@ -129,6 +129,10 @@ def _messages(turn: dict[str, Any], number: int, tags: Mapping[str, str]) -> lis
         return [_called(content, number)]
     message: Message = {"role": role, "content": content}
     if role == "assistant":
+        if turn.get("weight") == 0:
+            raise Unusable(
+                "weight_zero", f"message {number} has weight 0: it is not to be trained on, its row would be"
+            )
         _add_extras(message, turn, number)
     return [message]
 
@@ -190,8 +194,6 @@ def _calls(value: object, number: int) -> list[dict[str, Any]]:
             raise Unusable("malformed", f"{name} names no function: {cells.shortened(entry, 60)}")
         if isinstance(arguments, str):
             arguments = cells.parsed(arguments, f"arguments of {name}") if arguments.strip() else {}
-        else:
-            arguments = cells.without_nulls(arguments)
         if not isinstance(arguments, dict | None):
             raise Unusable("malformed", f"the arguments of {name} are {cells.described(arguments)}, not an object")
         given = cast("dict[str, Any]", arguments or {})

@@ -114,10 +114,13 @@ def _place(workspace: Workspace, source: Path) -> _Place | InvalidInput:
             what, allowed = f"{source} has {size / 1e6:.0f} MB.", f"At most {limit / 1e6:.0f} MB; give a part of it."
             return _refused("document_too_large", what, allowed, source)
         with source.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            content = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         what, allowed = f"{source} cannot be read: {error.strerror}.", "Make it readable, or give a copy."
         return _refused("unreadable_file", what, allowed, source)
+    # The same bytes are read in another way under another suffix: HTML as text, say.
+    form = "text" if source.suffix.lower() in TEXT_SUFFIXES else source.suffix.lower()
+    sha256 = hashlib.sha256(f"{form} {content}".encode()).hexdigest()
     folder = cache_folder(workspace)
     return _Place(source, sha256, folder / f"{sha256}.json", folder / f"{sha256}.error.json")
 

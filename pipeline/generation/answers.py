@@ -17,8 +17,10 @@ from tunewright.pipeline.generation.prompts import FIELDS, ExampleKind
 
 THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 TRAILING_COMMA = re.compile(r",(?=\s*[}\]])")
-# The first word, as asked for, or else the last that is one of the two: some think aloud first.
-VERDICT = re.compile(r"\A\W*(yes|no)\b|\b(yes|no)\b(?!.*\b(?:yes|no)\b)", re.IGNORECASE | re.DOTALL)
+# The first word where it stands alone, as asked for, or else the last of the two: some think aloud first.
+VERDICT = re.compile(
+    r"\A\W*(yes|no)\b(?=\s*(?:[.,:;!*\n-]|\Z))|\b(yes|no)\b(?!.*\b(?:yes|no)\b)", re.IGNORECASE | re.DOTALL
+)
 MIN_TURNS = 2
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunewright.pipeline.data import cleaning, near
+from tunewright.pipeline.data import cleaning, mending, near, placeholders
 from tunewright.pipeline.data.cleaning import Tally
 from tunewright.pipeline.data.rows import Record, Unusable
 from tunewright.pipeline.documents.reading import Chunk
@@ -84,6 +84,12 @@ class Collection:
         written = answers.read(self.kind, entry.chunk, entry.text)
         record, chunk = written.record, self.chunks[entry.chunk]
         text = "\n".join([chunk.document, *chunk.headings, chunk.text])
+        # What `authored` would refuse in the end is told now, while another can be asked for.
+        for said in cleaning.texts_of(record):
+            if mending.control_tokens(said):
+                raise Unusable("control_tokens", "a control token of chat templates stands in the text")
+            if placeholders.find(said):
+                raise Unusable("placeholders", "a placeholder in double braces stands in the text")
         for question, answer in written.exchanges:
             if lacking := support.missing(answer, question, text):
                 raise Unusable("unsupported", lacking)

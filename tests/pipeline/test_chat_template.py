@@ -233,7 +233,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox(with_template: WithTemplate,
 
 def test_a_template_that_is_no_jinja_is_refused(with_template: WithTemplate) -> None:
     with pytest.raises(InvalidInput, match=r"line 2") as caught:
-        ChatTemplate(with_template("{{ 'fine' }}\n{% for %}"))
+        ChatTemplate(with_template("{{ 'fine' }}\n{% for %}")).render([FRANCE])
     assert caught.value.code == "broken_chat_template"
 
 
@@ -254,9 +254,11 @@ def test_a_template_inside_the_tokenizer_config_is_found(with_template: WithTemp
     assert template.render([user("Hi")]) == "<|endoftext|>Hi"
 
 
-def test_a_base_model_without_a_template_is_refused(with_template: WithTemplate) -> None:
+def test_a_base_model_without_a_template_is_refused_for_chats_and_counts_raw_text(with_template: WithTemplate) -> None:
+    template = ChatTemplate(with_template(None))
+    assert len(template.ids("Once upon a time")) > 3
     with pytest.raises(InvalidInput, match=r"no_chat_template: .* is a base model"):
-        ChatTemplate(with_template(None))
+        template.render([FRANCE])
 
 
 def test_a_model_without_a_fast_tokenizer_is_refused(toy_folder: Path, tmp_path: Path) -> None:

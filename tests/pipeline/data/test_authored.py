@@ -153,8 +153,12 @@ def test_without_an_accepted_example_nothing_is_made_or_changed(workspace: Works
 def test_examples_are_linked_to_their_chunk(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Clay\n\nClay is plastic.", encoding="utf-8")
     (chunk,) = reading.read(workspace, str(tmp_path / "a.md"))
-    made = authored.append(workspace, "glazes", [example(1), example(2) | {"source_chunk": "ch-other"}], chunk.id)
-    assert [record.source_chunk for record in stored(made.row)["train"]] == [chunk.id, "ch-other"]
+    (tmp_path / "b.md").write_text("# Glaze\n\nGlaze is glass.", encoding="utf-8")
+    (other,) = reading.read(workspace, str(tmp_path / "b.md"))
+    examples = [example(1), example(2) | {"source_chunk": other.id}, example(9) | {"source_chunk": "ch-nonsense"}]
+    made = authored.append(workspace, "glazes", examples, chunk.id)
+    assert [record.source_chunk for record in stored(made.row)["train"]] == [chunk.id, other.id]
+    assert [(refused["index"], refused["reason"]) for refused in made.refused] == [(2, "unknown_chunk")]
     with pytest.raises(NotFound, match="chunk_not_found"):
         authored.append(workspace, "glazes", [example(3)], "ch-0123456789-800-1")
     assert len(prompts(workspace.store.artifact(made.row["id"] if made.row else ""))) == 2

@@ -233,6 +233,20 @@ def test_every_layout_reads_alike_from_every_kind_of_file(
     assert "mapped" not in dataset["document"]["format"]
 
 
+def test_nulls_that_a_parquet_schema_adds_to_arguments_of_tools_are_not_read(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    def row(arguments: dict[str, Any]) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+        return {"messages": [*said("Cold?"), {"role": "assistant", "content": "", "tool_calls": [call]}]}
+
+    rows = [row({"city": "Oslo"}), row({"country": "Peru"})]
+    (tmp_path / "rows.parquet").write_bytes(as_parquet(rows))
+    dataset = prepare(workspace, str(tmp_path / "rows.parquet"), eval_fraction=0)
+    found = list(splits.read(Path(dataset["document"]["path"]) / "train.parquet"))
+    assert [to_json(record) for record in found] == rows
+
+
 @pytest.mark.parametrize("name", ["story.txt", "story.md", "story.txt.gz", "story.md.zst"])
 def test_plain_text_becomes_rows_of_raw_text_that_lose_nothing(workspace: Workspace, tmp_path: Path, name: str) -> None:
     text = "\n\n".join(f"Paragraph {i}: " + "word " * 400 for i in range(20))

@@ -220,14 +220,14 @@ CASES: dict[str, tuple[Any, str, Record]] = {
         "chatml",
         CALLED,
     ),
-    "OpenAI's older function call, a null of Parquet in its arguments": (
+    "OpenAI's older function call": (
         {
             "messages": [
                 {"role": "user", "content": "Rain in Paris?"},
                 {
                     "role": "assistant",
                     "content": None,
-                    "function_call": {"name": "weather", "arguments": {"city": "Paris", "unit": None}},
+                    "function_call": {"name": "weather", "arguments": {"city": "Paris"}},
                 },
                 {"role": "function", "name": "weather", "content": {"rain": True}},
                 {"role": "assistant", "content": "Yes."},

@@ -89,5 +89,12 @@ def test_a_pair_is_cut_in_both_its_answers_and_never_split(template: chat_templa
 
     (record,) = fit(template, pair(), "truncate")
     assert record.chosen[0]["content"] and record.rejected[0]["content"]
+    short = Record("preference", turns("Hi"), turns("", "Short.")[1:], turns("", WORDS * 20)[1:])
+    (record,) = fit(template, short, "truncate")
+    assert record.chosen[0]["content"] == "Short." and len(record.rejected[0]["content"]) > 20
+    alike = Record("preference", turns("Hi"), turns("", WORDS * 20)[1:], turns("", WORDS * 21)[1:])
+    with pytest.raises(Unusable, match="are the same") as refusal:
+        fit(template, alike, "truncate")
+    assert refusal.value.reason == "no_preference"
     with pytest.raises(Unusable, match="tokens; max_seq_length"):
         fit(template, pair(), "split")

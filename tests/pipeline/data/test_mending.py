@@ -1,5 +1,8 @@
 """What is mended in texts, and above all what is left alone."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from tunewright.pipeline.data import mending
@@ -44,11 +47,29 @@ def test_control_tokens_in_the_middle_make_a_row_unusable(text: str) -> None:
     [
         "a < b and b > c", "a <- b |> c", "f(x)[0] <= y", "<think>\nWell.\n</think>\n\nYes.", "vector<int> v; a |= b;",
         "  kept as it is \n", "She <3 him", "Use [brackets] here", "x <|> y",
+        "It was <s>cheap</s>", "<s>$20</s> now $10", "The <unk> token stands for unknown words.",
     ],
 )  # fmt: skip
-def test_what_only_looks_like_a_control_token_stays(text: str) -> None:
+def test_what_only_looks_like_a_leaked_turn_stays(text: str) -> None:
     assert mending.mend_control_tokens(text) == text
-    assert mending.control_tokens(text) == []
+
+
+@pytest.mark.parametrize(
+    ("mend", "text"),
+    [
+        (mending.mend_control_tokens, "[a" + " " * 200_000 + "x"),
+        (mending.mend_control_tokens, "<s>" * 60_000),
+        (mending.mend_html, "<script>" * 60_000),
+        (mending.mend_html, "<!--" * 60_000),
+        (mending.mend_html, "<b>" + " " * 200_000 + "<li>"),
+        (mending.mend_html, "<a " + "x=" * 60_000),
+        (mending.mend_mojibake, "Ã" * 200_000),
+    ],
+)
+def test_no_text_takes_long(mend: Callable[[str], str], text: str) -> None:
+    begun = time.process_time()
+    mend(text)
+    assert time.process_time() - begun < 3
 
 
 @pytest.mark.parametrize(
@@ -70,7 +91,24 @@ def test_html_debris_becomes_what_a_browser_shows(text: str, mended: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b", "R&D and Q&A", "AT&T; fine", "List<String> x", "<think>x</think>", "5 > 3 & 2 < 4", "&& ||"]
+    "text",
+    [
+        "a < b",
+        "R&D and Q&A",
+        "AT&T; fine",
+        "List<String> x",
+        "<think>x</think>",
+        "5 > 3 & 2 < 4",
+        "&& ||",
+        "if a<b and c>d then",
+        "x<i && j>k",
+        "0<p and q>1",
+        "AT&amputee; yes",
+        "a<b>c",
+        "std::map<a, b>",
+        "p<0.05 and n>30",
+        "The <title> of it",
+    ],
 )
 def test_what_is_no_html_stays(text: str) -> None:
     assert not mending.has_html(text)

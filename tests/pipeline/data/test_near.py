@@ -98,3 +98,63 @@ def test_short_rows_are_alike_only_when_they_say_the_same() -> None:
     assert index.find(row("Hi", "Hello!")) == 0
     assert index.find(row("Hi", "Goodbye")) is None
     assert index.find(row("Why", "Hello")) is None
+
+
+INSTRUCTION = " ".join(f"rule{i}" for i in range(150))
+PASSAGE = " ".join(f"fact{i}" for i in range(150))
+LONG = " ".join(f"word{i}" for i in range(60))
+
+PAIRS: dict[str, tuple[Record, Record, bool]] = {
+    "a word more at the end of a long answer": (row("Explain.", LONG), row("Explain.", f"{LONG} indeed"), True),
+    "another spelling of the question, the same long answer": (
+        row(f"{PASSAGE} Please explain it.", LONG), row(f"{PASSAGE} Please explain this.", LONG), True,
+    ),
+    "one instruction, another text, the same label": (
+        row(f"{INSTRUCTION} Text: a lovely film, well made", "positive"),
+        row(f"{INSTRUCTION} Text: great songs and good food", "positive"), False,
+    ),
+    "one instruction, one word other, another label": (
+        row(f"{INSTRUCTION} Text: I love it", "positive"), row(f"{INSTRUCTION} Text: I hate it", "negative"), False,
+    ),
+    "one instruction, other numbers, the same result": (
+        row(f"{INSTRUCTION} 17 mod 5", "2"), row(f"{INSTRUCTION} 22 mod 5", "2"), False,
+    ),
+    "one passage, another question": (
+        row(f"{PASSAGE} Who built it?", "The king."), row(f"{PASSAGE} When was it built?", "In 1203."), False,
+    ),
+    "one passage, another question, one long stock answer": (
+        row(f"{PASSAGE} Who was it that built the tower?", LONG),
+        row(f"{PASSAGE} When did they open a school nearby?", LONG), False,
+    ),
+    "who are you in other words, the same long answer": (
+        row("Who are you?", LONG), row("What is your name?", LONG), False,
+    ),
+    "another answer to the same long prompt": (
+        row(INSTRUCTION, "Yes, they do."), row(INSTRUCTION, "No, never."), False,
+    ),
+    "another symbol, a short answer": (row("key +", "Zoom."), row("key -", "Zoom."), False),
+    "emoji alone": (row("🙂", "🌞"), row("🙃", "🌚"), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_only_rows_that_ask_and_answer_alike_are_copies(case: str) -> None:
+    first, second, expected = PAIRS[case]
+    assert near.is_copy(first, second) is expected is near.is_copy(second, first)
+
+
+def test_answers_that_are_judged_otherwise_are_no_copies() -> None:
+    def judged(label: bool) -> Record:
+        return Record("kto", row("Explain.", LONG).messages, label=label)
+
+    assert near.is_copy(judged(True), judged(True))
+    assert not near.is_copy(judged(True), judged(False))
+
+
+def test_a_pair_is_a_copy_only_when_both_its_answers_are() -> None:
+    def pair(chosen: str, rejected: str) -> Record:
+        answers = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
+        return Record("preference", row("Explain.", "").messages[:1], *answers)
+
+    assert near.is_copy(pair(LONG, "No."), pair(f"{LONG} so", "No."))
+    assert not near.is_copy(pair(LONG, "No."), pair(LONG, "Never ever."))

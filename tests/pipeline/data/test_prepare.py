@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tunewright.pipeline import chat_template
+from tunewright.pipeline import chat_template, models
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.data import authored, request, splits
 from tunewright.pipeline.data.arguments import DatasetArguments
 from tunewright.pipeline.data.prepare import prepare, run
 from tunewright.pipeline.data.rows import Record
+from tunewright.pipeline.errors import TunewrightError
 from tunewright.pipeline.files import read_json
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -224,6 +226,60 @@ def test_personal_data_and_secrets_are_reported_masked_or_dropped(workspace: Wor
     left = prepare(workspace, file, cleaning={"personal_data": "drop", "secrets": "drop"})
     assert [row[1]["content"] for row in rows_of(left)] == ["At nine."]
     assert key not in json.dumps(left["document"])
+
+
+KEY = "sk-" + "proj-" + "Ab3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dF" * 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": f"My key:\n{KEY}"}]},
+        {"messages": [{"role": f"me {KEY}", "content": "x"}, {"role": "assistant", "content": "y"}]},
+        {"messages": chat(f"a <|im_start|> {KEY}", "b")},
+        {"messages": chat(f"a {KEY}<|im_start|>{KEY} c", "b")},
+        {"messages": chat(f"<p>{KEY}</p>", "b")},
+    ],
+)
+def test_no_secret_stands_in_what_is_said_of_rows(workspace: Workspace, write: Write, row: dict[str, Any]) -> None:
+    dataset = prepare(workspace, write("a.jsonl", [row, {"messages": chat("c", "d")}]), cleaning={"secrets": "mask"})
+    folder = Path(dataset["document"]["path"])
+    for text in (json.dumps(dataset), (folder / "report.html").read_text(), (folder / "manifest.json").read_text()):
+        assert KEY[:24] not in text and KEY[20:40] not in text
+
+
+def test_no_secret_stands_in_errors(workspace: Workspace, write: Write) -> None:
+    for name, content in (
+        ("a.jsonl", [{"colour": KEY, "size": "jane.doe@mailbox.org"}]),
+        ("b.json", f'[{{"a": "{KEY}" "b": 1}}]'),
+        ("c.jsonl", f'{{"prompt": "{KEY}\n'),
+    ):
+        with pytest.raises(TunewrightError) as refusal:
+            prepare(workspace, write(name, content))
+        assert KEY[:16] not in str(refusal.value) and "jane.doe" not in str(refusal.value)
+
+
+def test_secrets_inside_calls_of_tools_are_found_and_masked(workspace: Workspace, write: Write) -> None:
+    call = {"type": "function", "function": {"name": "login", "arguments": {"key": KEY}}}
+    messages = [*chat("Log in."), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    file = write("a.jsonl", [{"messages": messages, "tools": [TOOL]}])
+    assert sum(prepare(workspace, file)["document"]["secrets"].values()) == 1
+    masked = prepare(workspace, file, cleaning={"secrets": "mask"})
+    assert masked["document"]["secrets"] == {} and KEY not in json.dumps(rows_of(masked))
+
+
+def test_a_row_that_the_template_refuses_is_dropped_and_not_counted(workspace: Workspace, write: Write) -> None:
+    model = Path(shutil.copytree(models.tokenizer_folder(workspace, "toy"), workspace.home.root / "strict"))
+    (model / "model.safetensors").write_bytes(b"not read here")
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    file = write("a.jsonl", [{"messages": chat("a b c", "d" * 90, system="s")}, {"messages": chat("e", "f")}])
+    assert prepare(workspace, file, model=str(model))["document"]["tokens"]["counted_rows"] == 1
+    measured = {"max_seq_length": 32, "cleaning": {"too_long": "drop"}}
+    dropped = prepare(workspace, file, model=str(model), **measured)["document"]["dropped"]
+    assert dropped["template_refused"]["count"] == 1
 
 
 def test_placeholders_are_filled_by_substitutions_and_counted(workspace: Workspace, write: Write) -> None:
@@ -465,7 +521,8 @@ def test_a_job_that_is_run_again_makes_its_one_dataset_whole(
     )  # fmt: skip
     context = JobContext(workspace, "job-x", spec, tmp_path)
     first, second = run(context), run(context)
-    assert first == second == {"dataset_id": spec["dataset_id"], "train_rows": 28}
+    assert first == second
+    assert (first["dataset_id"], first["train_rows"], first["dropped"]) == (spec["dataset_id"], 28, {})
     assert [row["id"] for row in workspace.store.artifacts("dataset")] == [spec["dataset_id"]]
     assert len(rows_of(workspace.store.artifact(spec["dataset_id"]))) == 28
 
