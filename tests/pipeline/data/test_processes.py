@@ -76,10 +76,11 @@ def test_a_kill_at_any_step_leaves_no_dataset_and_no_process(tmp_path: Path, sou
     ) as process:  # fmt: skip
         assert process.stdin and process.stdout
         told: list[str] = []
-        for _ in range(moment):
+        for step in range(moment):
             told.append(process.stdout.readline().strip())
-            process.stdin.write("\n")
-            process.stdin.flush()
+            if step < moment - 1:  # at the last it waits for an answer, and is killed waiting
+                process.stdin.write("\n")
+                process.stdin.flush()
         children = psutil.Process(process.pid).children(recursive=True) if told[-1] != "end" else []
         os.kill(process.pid, signal.SIGKILL)
         # The children hold its output open: it ends when the last of them has.
