@@ -130,7 +130,7 @@ def inspect_dataset(
     dataset_id: Annotated[str, Field(description="Id or unique prefix.")],
     view: Annotated[
         Literal["conversation", "rendered", "mask"],
-        Field(description="Messages; the model's text; or that text with what carries loss marked."),
+        Field(description="Messages; the model's text; or what of it carries loss, token by token if rows=1."),
     ] = "conversation",
     rows: Annotated[int, Field(ge=1, le=MAX_ROWS_SHOWN)] = 3,
     offset: Annotated[int, Field(ge=0)] = 0,

@@ -23,6 +23,8 @@ VIEWS = ("conversation", "rendered", "mask")
 # Per message, rendered row or segment. The end is shown too: there it is seen whether an answer stops.
 MAX_CHARACTERS = 2000
 TAIL_CHARACTERS = 400
+# Tokens of a segment that are shown one by one.
+MAX_PIECES = 300
 
 
 def inspect(
@@ -39,9 +41,9 @@ def inspect(
     """`rows` rows of a split from number `offset` (from 0) on; `rendered` and `mask` need the `model`.
 
     Each row has `row` (its number) and: conversation: `messages` (or what its kind holds); rendered: `text`, `tokens`;
-    mask: `segments` (`text`, `trained`; `cut` for what lies beyond `max_seq_length`), `tokens`, `trained_tokens`. Of a
-    preference pair the last two views show `chosen` and `rejected`. Texts over 2,000 characters are shortened in the
-    middle and say so.
+    mask: `segments` (`text`, `trained`; `cut` for what lies beyond `max_seq_length`; where one row is asked for also
+    `pieces`, its tokens one by one), `tokens`, `trained_tokens`. Of a preference pair the last two views show `chosen`
+    and `rejected`. Texts over 2,000 characters are shortened in the middle and say so.
 
     Raises InvalidInput (view, split, offset, no model), NotFound (dataset or its files), and what loading the model's
     template raises.
@@ -63,7 +65,7 @@ def inspect(
             allowed=f"0 to {held - 1}." if held else "No row was held out for evaluation.",
             next=call("inspect_dataset", dataset_id=dataset["id"], offset=max(0, held - rows)),
         )
-    show = _viewer(workspace, dataset, view, model, max_seq_length)
+    show = _viewer(workspace, dataset, view, model, max_seq_length, by_token=rows == 1)
     shown = [{"row": offset + i, **show(record)} for i, record in enumerate(load_slice(path, offset, rows))]
     return {
         "dataset_id": dataset["id"],
@@ -89,7 +91,7 @@ def _existing(workspace: Workspace, dataset: Row, split: str) -> Path:
 
 
 def _viewer(
-    workspace: Workspace, dataset: Row, view: str, model: str | None, max_seq_length: int | None
+    workspace: Workspace, dataset: Row, view: str, model: str | None, max_seq_length: int | None, by_token: bool
 ) -> Callable[[Record], dict[str, Any]]:
     if view == "conversation":
         return _conversation
@@ -103,7 +105,7 @@ def _viewer(
     from tunewright.pipeline import chat_template
 
     template = chat_template.load(workspace, model)
-    view_of = _rendered if view == "rendered" else partial(_masked, max_seq_length=max_seq_length)
+    view_of = _rendered if view == "rendered" else partial(_masked, max_seq_length=max_seq_length, by_token=by_token)
     return lambda record: _each_half(template, record, view_of)
 
 
@@ -141,7 +143,7 @@ def _rendered(template: "ChatTemplate", messages: list[Message], record: Record)
 
 
 def _masked(
-    template: "ChatTemplate", messages: list[Message], record: Record, max_seq_length: int | None
+    template: "ChatTemplate", messages: list[Message], record: Record, max_seq_length: int | None, by_token: bool
 ) -> dict[str, Any]:
     if record.kind == "text":
         ids = template.ids(record.text)
@@ -151,10 +153,13 @@ def _masked(
     limit = max_seq_length or len(ids)
     segments: list[dict[str, Any]] = []
     state = ["cut" if i >= limit else "trained" if trained else "" for i, trained in enumerate(mask)]
-    for kind, tokens in groupby(zip(ids, state, strict=True), key=lambda token: token[1]):
+    for kind, run in groupby(zip(ids, state, strict=True), key=lambda token: token[1]):
+        tokens = list(run)
         # Together, not one by one: a character may be made of several tokens.
         text = template.tokenizer.decode([i for i, _ in tokens], skip_special_tokens=False)
-        segment = {"text": _shortened(text), "trained": kind == "trained"}
+        segment: dict[str, Any] = {"text": _shortened(text), "trained": kind == "trained"}
+        if by_token:
+            segment["pieces"] = template.tokens([i for i, _ in tokens[:MAX_PIECES]])
         segments.append(segment | ({"cut": True} if kind == "cut" else {}))
     return {"segments": segments, "tokens": len(ids), "trained_tokens": sum(mask[:limit])}
 

@@ -47,6 +47,20 @@ def test_rendered_shows_the_text_of_the_models_template(workspace: Workspace, wr
     assert [row["tokens"] for row in shown] == [len(template.encode(messages)[0]) for messages in rows]
 
 
+def test_a_single_row_is_shown_token_by_token_and_what_training_cuts_is_marked(
+    workspace: Workspace, write: Write
+) -> None:
+    rows = [{"prompt": "Where is the cat?", "response": "On the roof of the house."}, {"prompt": "a", "response": "b"}]
+    dataset = prepare(workspace, write("p.jsonl", rows))
+    (row,) = inspect(workspace, dataset["id"], view="mask", model="toy", rows=1, max_seq_length=20)["rows"]
+    assert sum(len(segment["pieces"]) for segment in row["segments"]) == row["tokens"] > 20
+    assert all("".join(segment["pieces"]) == segment["text"] for segment in row["segments"])
+    assert row["segments"][-1].get("cut") is True and not row["segments"][-1]["trained"]
+    assert sum(len(segment["pieces"]) for segment in row["segments"] if not segment.get("cut")) == 20
+    both = inspect(workspace, dataset["id"], view="mask", model="toy", rows=2)["rows"]
+    assert not any("pieces" in segment for row in both for segment in row["segments"])
+
+
 def test_mask_shows_that_answers_and_their_ends_alone_are_trained(workspace: Workspace, write: Write) -> None:
     turns = [
         {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Grüß dich 🙂"},
