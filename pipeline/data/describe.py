@@ -90,14 +90,15 @@ def summary(workspace: Workspace, sample: list[Record], rows: int, longest: Reco
 
 def _found(staged: "Staged", kept: "Array") -> dict[str, Counter[str]]:
     """How many of the kept rows hold what was found: by group (the first word of what was found), then by kind."""
+    import numpy as np
+
     found: dict[str, Counter[str]] = {
         group: Counter() for group in (*GROUPS, "placeholder", "control_token", "reasoning")
     }
-    for row, entries in staged.found.items():
-        if kept[row]:
-            for entry in entries:
-                group, _, kind = entry.partition(" ")
-                found[group][kind] += 1
+    for place, count in zip(*np.unique(staged.found[kept], return_counts=True), strict=True):
+        for entry in staged.findings[place]:
+            group, _, kind = entry.partition(" ")
+            found[group][kind] += int(count)
     return found
 
 

@@ -67,7 +67,7 @@ def _in_order(pool: ProcessPoolExecutor, tasks: Iterable[Task[Item]], ahead: int
     try:
         while True:
             for layout, file, block, item in islice(coming, ahead - len(waiting)):
-                waiting.append((item, pool.submit(_process, layout, file, block)))
+                waiting.append((item, _submitted(pool, layout, file, block)))
             if not waiting:
                 return
             item, future = waiting.popleft()
@@ -80,6 +80,13 @@ def _in_order(pool: ProcessPoolExecutor, tasks: Iterable[Task[Item]], ahead: int
             next=call("prepare_dataset", source="…", max_rows=100_000),
             done="No dataset was made.",
         ) from error
+
+
+def _submitted(pool: ProcessPoolExecutor, layout: Layout, file: str, block: Block) -> Future[Processed]:
+    try:
+        return pool.submit(_process, layout, file, block)
+    except OSError as error:  # a pool that broke a moment ago has closed its pipes, and does not say so yet
+        raise BrokenProcessPool(str(error)) from error
 
 
 _processor: Processor | None = None

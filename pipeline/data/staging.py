@@ -40,8 +40,8 @@ PACKED_FACTOR, MUCH_BYTES = 5, 1_000_000_000
 class Staged:
     """The staged rows: arrays with one entry a row, and what became of the others.
 
-    `files` describes each file or remote dataset; `file_of` and `numbers` say where a row stood. `found` names what
-    is noteworthy, by row.
+    `files` describes each file or remote dataset; `file_of` and `numbers` say where a row stood. `found` is, for each
+    row, where in `findings` stands what is noteworthy about it (the first: nothing).
     """
 
     rows: Path
@@ -55,7 +55,8 @@ class Staged:
     fingerprints: "Array" = field(init=False)
     prompts: "Array" = field(init=False)
     characters: "Array" = field(init=False)
-    found: dict[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
+    found: "Array" = field(init=False)
+    findings: list[tuple[str, ...]] = field(default_factory=lambda: [()])
     drops: Tally = field(default_factory=Tally)
     mended: Tally = field(default_factory=Tally)
     replaced: Counter[str] = field(default_factory=Counter[str])
@@ -108,8 +109,9 @@ class _Collector:
         self._staged = staged
         self._writer: Staging | None = None
         self._parts: dict[str, list[Array]] = {
-            name: [] for name in ("file_of", "numbers", "fingerprints", "prompts", "characters")
+            name: [] for name in ("file_of", "numbers", "fingerprints", "prompts", "characters", "found")
         }
+        self._places: dict[tuple[str, ...], int] = {(): 0}
         self._count = 0
 
     def add(self, file_number: int, done: Processed) -> None:
@@ -120,11 +122,16 @@ class _Collector:
         staged.drops.merge(done.drops)
         staged.mended.merge(done.mended)
         staged.replaced.update(done.replaced)
-        staged.found.update({self._count + row: found for row, found in done.found.items()})
         if done.batch is None:
             return
         self._writer = self._writer or Staging(staged.rows, staged.kind)
         self._writer.add(done.batch)
+        found = np.zeros(count, np.uint32)
+        for row, findings in done.found.items():
+            found[row] = self._places.setdefault(findings, len(staged.findings))
+            if found[row] == len(staged.findings):
+                staged.findings.append(findings)
+        self._parts["found"].append(found)
         self._parts["file_of"].append(np.full(count, file_number, np.uint32))
         for name in ("numbers", "fingerprints", "prompts"):
             self._parts[name].append(np.frombuffer(getattr(done, name), np.uint64))
