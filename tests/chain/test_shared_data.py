@@ -20,7 +20,7 @@ async def test_the_main_job_succeeds_on_real_data(
     if not (SHARED / name).is_file():
         pytest.skip("a clone without the shared data")
     monkeypatch.setenv("TUNEWRIGHT_HOME", home)
-    await main_job.main(str(SHARED / name), "toy", max_steps=20)
+    await main_job.main(str(SHARED / name), "toy", max_steps=10)
     printed = capsys.readouterr().out
     store = Workspace.open(home).store
     assert {row["state"] for row in store.rows("SELECT state FROM jobs")} == {"succeeded"}
