@@ -29,7 +29,7 @@ def folder_of(workspace: Workspace, row: Row) -> Path | None:
     """Where an artifact's files lie; a publication has none here."""
     home = workspace.home
     if row["kind"] == "dataset":  # one that was added to lies in a folder of its own
-        return Path(row["document"]["path"])
+        return Path(row["document"].get("path", home.datasets / row["id"]))
     parents = {"adapter": home.adapters, "export": home.exports}
     return parents[row["kind"]] / row["id"] if row["kind"] in parents else None
 

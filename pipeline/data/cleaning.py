@@ -109,7 +109,7 @@ def _bare(text: str) -> str:
 def prompt_fingerprint(record: Record) -> bytes:
     """8 bytes, the same for rows that ask the same: all that comes before the answer, but for a system message."""
     asked = [_said(m) for m in record.messages[: None if record.chosen else -1] if m["role"] != "system"]
-    text = "\x00".join(asked) if asked else _bare(record.text)
+    text = " ".join(("\x00".join(asked) if asked else record.text).split())
     return hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
 
 

@@ -28,7 +28,7 @@ async def test_a_prepared_dataset_is_read_as_its_report(read: Read, workspace: W
     assert (document["train_rows"], document["eval_rows"]) == (27, 3)
     page = await read(f"tw://datasets/{prepared['id']}/report.html")
     assert page.mime_type == "text/html"
-    assert page.text.startswith("<!DOCTYPE html>") and prepared["id"] in page.text
+    assert page.text.startswith("<!doctype html>") and prepared["id"] in page.text
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def test_a_file_that_is_no_gguf_is_refused_with_llama_cpps_own_words(tmp_path: P
 
 def test_a_server_that_died_is_reported_as_such(gguf: Path, tmp_path: Path) -> None:
     with LlamaRuntime(gguf, log=tmp_path / "log") as runtime:
-        child = psutil.Process().children()[0]
+        alive = [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE]
+        (child,) = (c for c in alive if "llama_server" in " ".join(c.cmdline()))
         child.kill()
         child.wait(timeout=10)
         with pytest.raises(Unavailable, match="llama_cpp_stopped"):

@@ -12,6 +12,7 @@ TEXT = (
     "Assam grows in the valley of the Brahmaputra below 100 metres. Withering removes half of the water. Rolled leaves "
     "oxidise until their colour resembles copper."
 )
+LONG = " ".join(f"word{i}" for i in range(60))
 CHUNK = Chunk(id="ch-1", document="tea.md", headings=["Black tea", "Kinds"], text=TEXT, tokens=40)
 
 
@@ -56,7 +57,7 @@ def test_headings_and_the_documents_name_support_an_answer(collection: Collectio
             "the same was asked before",
         ),
         (
-            [wrote(0, "Which colour?", f"{TEXT} Copper."), wrote(1, "What colour?", f"{TEXT} Copper.")],
+            [wrote(i, f"{LONG} {word} colour?", TEXT) for i, word in enumerate(("Which", "What"))],
             "near_duplicate",
             "nearly the same was written before",
         ),

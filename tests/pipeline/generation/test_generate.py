@@ -158,7 +158,7 @@ def test_what_the_dataset_refuses_is_counted_too(
     context = submit(count=3, concurrency=1)
     result = generate.run(context)
     assert result["rows"] == 2 == len(examples(workspace, result["dataset_id"]))
-    assert result["rejected"] == {"control_tokens": {"count": 1}}
+    assert result["rejected"]["control_tokens"]["count"] >= 1
     assert "2 of 3 examples" in workspace.store.events(context.job_id)[-1]["message"]
 
 
