@@ -154,6 +154,7 @@ def inspect_dataset(
     if following < found["rows_in_split"]:
         page: dict[str, Any] = {"dataset_id": found["dataset_id"], "view": view, "rows": rows, "offset": following}
         page |= {"split": split} | ({"model": model} if model else {})
+        page |= {"max_seq_length": max_seq_length} if max_seq_length else {}
         steps.append(step("inspect_dataset", "The next rows.", **page))
     return Rows(next_steps=steps, **found)
 

@@ -1,11 +1,11 @@
 """The arguments of a dataset, with their bounds and defaults: what `prepare_dataset` takes and the manifest keeps."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tunewright.pipeline.data.cleaning import Action, Finding
-from tunewright.pipeline.data.layouts import FORMATS
+from tunewright.pipeline.data.layouts import Format
 
 MAX_EVAL_FRACTION = 0.5
 
@@ -18,7 +18,7 @@ class DatasetArguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Annotated[Literal[*FORMATS], Field(description="auto recognises it.")] = "auto"  # type: ignore[valid-type]
+    format: Annotated[Format, Field(description="auto recognises it.")] = "auto"
     mapping: Annotated[
         dict[str, str] | None,
         Field(description='Part to column, for other layouts: {"prompt": "q", "response": "a"}.'),

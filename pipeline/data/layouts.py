@@ -7,6 +7,7 @@ layout and a mapping to send back. `recognition` knows the layouts, `conversion`
 
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
+from typing import Literal
 
 from tunewright.pipeline.data import recognition
 from tunewright.pipeline.data.cells import shortened
@@ -16,12 +17,12 @@ from tunewright.pipeline.data.rows import Kind
 from tunewright.pipeline.data.samples import Sample, key
 from tunewright.pipeline.errors import InvalidInput, call
 
-__all__ = ["FORMATS", "Layout", "check_mapping", "find", "shortened", "to_record"]
+__all__ = ["Format", "Layout", "check_mapping", "find", "shortened", "to_record"]
 
-FORMATS = (
+Format = Literal[
     "auto", "alpaca", "sharegpt", "chatml", "prompt_completion", "question_answer", "preference", "kto", "text",
     "mapped",
-)  # fmt: skip
+]  # fmt: skip
 # What a mapping must name and what it may name beside it; the first that shares a key that it must have is meant.
 MAPPINGS = (
     (("text",), ()),

@@ -1,7 +1,7 @@
 """What says the layout of a file: a mapping, dataset_info.json, or nothing that is known, which is refused."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -246,7 +246,7 @@ def test_a_mapping_that_makes_no_row_is_refused(case: str) -> None:
     assert words in str(raised.value)
 
 
-@pytest.mark.parametrize("format", [name for name in layouts.FORMATS if name not in ("auto", "mapped")])
+@pytest.mark.parametrize("format", [name for name in get_args(layouts.Format) if name not in ("auto", "mapped")])
 def test_a_format_that_is_asked_for_is_the_one_that_is_taken(format: str) -> None:
     rows: dict[str, Row] = {
         "alpaca": {"instruction": "a", "output": "b"},
