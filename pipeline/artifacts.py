@@ -1,6 +1,7 @@
 """What the home holds, and deleting from it: never what something else still needs. Light."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
 PAGE_ROWS = 20
+# So many ids stand in an error's text.
+NAMED = 5
 
 
 def page(workspace: Workspace, kind: str | None, number: int) -> tuple[list[dict[str, Any]], bool]:
@@ -38,7 +41,7 @@ def delete(workspace: Workspace, artifact_id: str, *, confirm: bool) -> tuple[st
     """Deletes an artifact or a finished job with its files; returns its id and the bytes freed.
 
     Raises Conflict where something still needs it, a job is active, or `confirm` is missing. A published model stays
-    where it was published.
+    where it was published. A failed or cancelled job that worked on the artifact can never be resumed afterwards.
     """
     if artifact_id.startswith(f"{PREFIX['job']}-"):
         return _delete_job(workspace, artifact_id, confirm=confirm)
@@ -49,19 +52,29 @@ def delete(workspace: Workspace, artifact_id: str, *, confirm: bool) -> tuple[st
         raise _still_needed(
             artifact_id, needing, "Delete those first.", call("delete_artifact", artifact_id=needing[0], confirm=True)
         )
-    working = [job["id"] for job in _active_jobs(workspace) if artifact_id in job["spec"].values()]
-    if working:
-        raise _still_needed(artifact_id, working, "Cancel or await those first.", call("cancel_job", job_id=working[0]))
-    freed = files.size_bytes(folder) if folder and folder.exists() else 0
-    _require_confirmation(artifact_id, freed, confirm)
-    # The row first: a kill in between leaves files without a row, never a row without files.
-    workspace.store.execute("DELETE FROM artifacts WHERE id=?", artifact_id)
+    # Under the lock, so that no such job is resumed at this moment.
+    with jobs.spawn_lock(workspace):
+        working = [job["id"] for job in jobs.naming(workspace, artifact_id, *jobs.ACTIVE, jobs.State.INTERRUPTED)]
+        if working:
+            raise _still_needed(
+                artifact_id, working, "Cancel or await those first.", call("cancel_job", job_id=working[0])
+            )
+        resumable = jobs.naming(workspace, artifact_id, jobs.State.FAILED, jobs.State.CANCELLED)
+        freed = files.size_bytes(folder) if folder and folder.exists() else 0
+        _require_confirmation(artifact_id, freed, confirm, [job["id"] for job in resumable])
+        # The row first: a kill in between leaves files without a row, never a row without files.
+        with workspace.store.transaction() as db:
+            db.execute("DELETE FROM artifacts WHERE id=?", (artifact_id,))
+            db.executemany(
+                "INSERT INTO events(job_id, at, level, code, message) VALUES (?,?,'warning',?,?)",
+                [(job["id"], time.time(), jobs.INPUT_DELETED, f"{artifact_id} was deleted.") for job in resumable],
+            )
     _remove(folder)
     return artifact_id, freed
 
 
 def _still_needed(artifact_id: str, needing: list[str], allowed: str, next: str) -> Conflict:
-    what = f"{artifact_id} is needed by {', '.join(needing[:5])}."
+    what = f"{artifact_id} is needed by {_some(needing)}."
     return Conflict("still_needed", what, allowed=allowed, next=next, done="Nothing was deleted.")
 
 
@@ -69,10 +82,6 @@ def _needs(child: Row, parent: Row) -> bool:
     """What was made from the parent is told from it (cards, provenance, checks). An adapter that went on from another
     holds that one's weights, and needs it no more."""
     return (parent["kind"], child["kind"]) in {("adapter", "export"), ("dataset", "adapter"), ("export", "publication")}
-
-
-def _active_jobs(workspace: Workspace) -> list[Row]:
-    return workspace.store.rows("SELECT * FROM jobs WHERE state IN ('queued','running','interrupted')")
 
 
 def _delete_job(workspace: Workspace, job_id: str, *, confirm: bool) -> tuple[str, int]:
@@ -85,7 +94,7 @@ def _delete_job(workspace: Workspace, job_id: str, *, confirm: bool) -> tuple[st
         )  # fmt: skip
     folder = jobs.folder(workspace, job_id)
     freed = files.size_bytes(folder) if folder.exists() else 0
-    _require_confirmation(job_id, freed, confirm)
+    _require_confirmation(job_id, freed, confirm, [])
     with workspace.store.transaction() as db:
         for table, column in (("jobs", "id"), ("events", "job_id"), ("metrics", "job_id")):
             db.execute(f"DELETE FROM {table} WHERE {column}=?", (job_id,))
@@ -93,13 +102,19 @@ def _delete_job(workspace: Workspace, job_id: str, *, confirm: bool) -> tuple[st
     return job_id, freed
 
 
-def _require_confirmation(artifact_id: str, freed: int, confirm: bool) -> None:
+def _require_confirmation(artifact_id: str, freed: int, confirm: bool, resumable: list[str]) -> None:
     if not confirm:
+        lost = f" {_some(resumable)} could not be resumed any more." if resumable else ""
         raise Conflict(
-            "not_confirmed", f"Deleting {artifact_id} frees {freed / 1e6:.1f} MB and cannot be undone.",
+            "not_confirmed", f"Deleting {artifact_id} frees {freed / 1e6:.1f} MB and cannot be undone.{lost}",
             allowed="Ask the user first.", next=call("delete_artifact", artifact_id=artifact_id, confirm=True),
             done="Nothing was deleted.",
         )  # fmt: skip
+
+
+def _some(ids: list[str]) -> str:
+    more = len(ids) - NAMED
+    return ", ".join(ids[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _remove(folder: Path | None) -> None:

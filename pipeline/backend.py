@@ -26,7 +26,13 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if "transformers" in sys.modules and "unsloth" not in sys.modules:
     raise ImportError("tunewright.pipeline.backend must be imported before transformers")
 
+import torch
 import unsloth
 from unsloth import FastLanguageModel
 
-__all__ = ["FastLanguageModel", "unsloth"]
+__all__ = ["FastLanguageModel", "on_gpu", "unsloth"]
+
+
+def on_gpu() -> bool:
+    """Whether this process trains on a GPU."""
+    return torch.cuda.is_available()

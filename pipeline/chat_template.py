@@ -164,6 +164,12 @@ class ChatTemplate:
         """Token ids of rendered text; the template has written its own control tokens, so none are added."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+    def document_ids(self, text: str) -> list[int]:
+        """Token ids of raw text as a whole document: with the tokenizer's own begin, where it has one, and its end."""
+        ids = self.tokenizer.encode(text).ids
+        end = self.tokenizer.token_to_id(self._special.get("eos_token") or "")
+        return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The text of each token."""
         return [self.tokenizer.decode([i], skip_special_tokens=False) for i in ids]

@@ -44,6 +44,11 @@ class JobContext:
         rows = self.workspace.store.rows("SELECT cancel FROM jobs WHERE id=?", self.job_id)
         return rows[0]["cancel"] if rows else "discard"
 
+    @property
+    def died_of_memory(self) -> bool:
+        """Whether the last worker of this job was killed because host memory ran out."""
+        return jobs.died_of_memory(self.workspace, self.job_id)
+
     def check_cancelled(self) -> None:
         """Raises Cancelled once a cancel was asked for. Stages call it wherever stopping is safe."""
         if self.cancel_wish:

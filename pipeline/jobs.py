@@ -1,10 +1,11 @@
 """Jobs: rows in the store with a folder and a worker, from submission to a terminal state.
 
     queued → running → succeeded | failed | cancelled | interrupted
-    interrupted → queued, by itself (at most MAX_RESTARTS times) or by `resume`
+    interrupted → queued, by itself (at most MAX_RESTARTS times without progress) or by `resume`
 
 A job lives without any server. Whoever looks at the store first after a worker died (`reconcile`) marks its job
-interrupted and starts it again; training goes on from its last checkpoint. Every change is one transaction.
+interrupted and starts it again; training goes on from its last checkpoint. A worker that had written a checkpoint gives
+its job all its restarts back: an unsteady machine must not strand a long run. Every change is one transaction.
 """
 
 import json
@@ -16,14 +17,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from tunewright.pipeline import files, processes
+from tunewright.pipeline import files, host_memory, processes
 from tunewright.pipeline.errors import Conflict, call
 from tunewright.pipeline.ids import new_id
 from tunewright.pipeline.store import Row
+from tunewright.pipeline.training import checkpoints
 from tunewright.pipeline.workspace import Workspace
 
 MAX_RESTARTS = 3
 WORKER_MODULE = "tunewright.pipeline.worker"
+# Codes of events that say how a worker ended before its job was done, and that what the job works on was deleted.
+INTERRUPTED, HOST_MEMORY_OUT = "interrupted", "host_memory_out"
+INPUT_DELETED = "input_deleted"
 
 
 class State(StrEnum):
@@ -69,6 +74,7 @@ def submit(workspace: Workspace, kind: str, name: str, spec: dict[str, Any], *, 
 
 def _start_worker(workspace: Workspace, job_id: str) -> None:
     """Starts the worker and stores its identity. The caller holds the spawn lock."""
+    host_memory.remember(folder(workspace, job_id))
     if workspace.inline:
         from tunewright.pipeline.worker import start_inline
 
@@ -115,27 +121,69 @@ def _take_up(workspace: Workspace, row: Row) -> None:
     job_id, store = row["id"], workspace.store
     if row["cancel"]:
         if move(workspace, job_id, ACTIVE, State.CANCELLED, ended_at=time.time()):
-            store.add_event(job_id, "info", "cancelled", "Cancelled; its worker was no longer alive.")
             grant_wish(workspace, job_id, row["cancel"])
+            message = f"Cancelled; its worker was no longer alive. Resumed, it goes on {start_point(workspace, row)}."
+            store.add_event(job_id, "info", "cancelled", message)
         return
-    error = {
-        "code": "worker_died",
-        "what": f"The worker of {job_id} ended without a word while the job was {row['state']} "
-        "(killed, out of host memory, or the machine restarted).",
-        "allowed": f"Its log: {log_path(workspace, job_id)}.",
-        "next": call("resume_job", job_id=job_id),
-        "done": "Checkpoints and metrics are kept.",
-    }
+    error = _death(workspace, row)
     if not move(workspace, job_id, ACTIVE, State.INTERRUPTED, error=json.dumps(error), ended_at=time.time()):
         return
-    store.add_event(job_id, "warning", "interrupted", error["what"])
-    if row["restarts"] < MAX_RESTARTS:
-        columns = {"error": None, "ended_at": None, "restarts": row["restarts"] + 1}
+    code = HOST_MEMORY_OUT if error["code"] == HOST_MEMORY_OUT else INTERRUPTED
+    store.add_event(job_id, "warning", code, error["what"])
+    restarts = 0 if _has_progressed(workspace, row) else row["restarts"]
+    if restarts < MAX_RESTARTS:
+        columns = {"error": None, "ended_at": None, "restarts": restarts + 1}
         if move(workspace, job_id, (State.INTERRUPTED,), State.QUEUED, **columns):
-            store.add_event(
-                job_id, "info", "restarted", f"Started again by itself ({row['restarts'] + 1} of {MAX_RESTARTS})."
-            )
+            message = f"Started again by itself ({restarts + 1} of {MAX_RESTARTS}), {start_point(workspace, row)}."
+            store.add_event(job_id, "info", "restarted", message)
             _start_worker(workspace, job_id)
+
+
+def _death(workspace: Workspace, row: Row) -> dict[str, str]:
+    """The error of a job whose worker is dead: what is known of why, and from where it can go on."""
+    job_id = row["id"]
+    died = f"The worker of {job_id} ended without a word while the job was {row['state']}"
+    log = f"Its log: {log_path(workspace, job_id)}."
+    if host_memory.has_killed(folder(workspace, job_id)):
+        code = HOST_MEMORY_OUT
+        what = f"{died}: host memory ran out, and the kernel killed a process for it."
+        allowed = f"Close what else takes memory, or train a smaller model or shorter sequences. {log}"
+    else:
+        code, what, allowed = "worker_died", f"{died} (killed, or the machine restarted).", log
+    return {
+        "code": code,
+        "what": what,
+        "allowed": allowed,
+        "next": call("resume_job", job_id=job_id),
+        "done": f"Metrics are kept; it goes on {start_point(workspace, row)}.",
+    }
+
+
+def died_of_memory(workspace: Workspace, job_id: str) -> bool:
+    """Whether the job's last worker was, as it seems, killed because host memory had run out."""
+    ends = (INTERRUPTED, HOST_MEMORY_OUT, State.FAILED, State.CANCELLED)
+    sql = "SELECT code FROM events WHERE job_id=? AND code IN (?,?,?,?) ORDER BY id DESC LIMIT 1"
+    return [row["code"] for row in workspace.store.rows(sql, job_id, *ends)] == [HOST_MEMORY_OUT]
+
+
+def _has_progressed(workspace: Workspace, row: Row) -> bool:
+    """Whether the job's last worker has written a checkpoint."""
+    checkpoint = checkpoints.last(folder(workspace, row["id"]))
+    if checkpoint is None:
+        return False
+    # Not the process's start time: that is counted from the boot, and drifts from the files' clock.
+    sql = "SELECT max(at) AS at FROM events WHERE job_id=? AND code IN ('submitted','restarted','resumed')"
+    return checkpoints.written_at(checkpoint) > workspace.store.rows(sql, row["id"])[0]["at"]
+
+
+def start_point(workspace: Workspace, row: Row) -> str:
+    """From where the job goes on when it is started again, to be put behind a verb: `from the checkpoint of step 8`."""
+    if row["kind"] != "finetune":
+        return "with what it had finished"
+    checkpoint = checkpoints.last(folder(workspace, row["id"]))
+    if checkpoint is None:
+        return "from step 0, as it has no checkpoint"
+    return f"from the checkpoint of step {checkpoints.steps(checkpoint)}"
 
 
 def cancel(workspace: Workspace, job_id: str, *, keep_checkpoint: bool = True) -> Row:
@@ -169,6 +217,8 @@ def _cancel_interrupted(workspace: Workspace, job_id: str, wish: str) -> bool:
         moved = move(workspace, job_id, (State.INTERRUPTED,), State.CANCELLED, cancel=wish, ended_at=time.time())
         if moved:
             grant_wish(workspace, job_id, wish)
+            message = f"Cancelled. Resumed, it goes on {start_point(workspace, workspace.store.job(job_id))}."
+            workspace.store.add_event(job_id, "info", "cancelled", message)
     return moved
 
 
@@ -181,12 +231,18 @@ def grant_wish(workspace: Workspace, job_id: str, wish: str | None) -> None:
 def resume(workspace: Workspace, job_id: str) -> Row:
     """Queues an interrupted, failed or cancelled job again; training goes on from its last checkpoint.
 
-    Raises Conflict where the job is active or has succeeded.
+    Raises Conflict where the job is active or has succeeded, or where something that it works on was deleted.
     """
     row = workspace.store.job(job_id)
     job_id = row["id"]
     columns = {"error": None, "ended_at": None, "cancel": None, "restarts": 0, "pid": None, "pid_started": None}
     with spawn_lock(workspace):
+        gone = deleted_input(workspace, job_id)
+        if gone:
+            raise Conflict(
+                "job_not_resumable", f"{job_id} cannot be resumed: {gone}", allowed="Begin anew with what is there.",
+                next="list_artifacts()",
+            )  # fmt: skip
         if not move(workspace, job_id, RESUMABLE, State.QUEUED, **columns):
             raise Conflict(
                 "job_not_resumable",
@@ -194,9 +250,22 @@ def resume(workspace: Workspace, job_id: str) -> Row:
                 allowed=f"Only {', '.join(RESUMABLE)} jobs can be resumed.",
                 next=call("get_status", job_id=job_id),
             )
-        workspace.store.add_event(job_id, "info", "resumed", "Resumed.")
+        workspace.store.add_event(job_id, "info", "resumed", f"Resumed {start_point(workspace, row)}.")
         _start_worker(workspace, job_id)
     return workspace.store.job(job_id)
+
+
+def deleted_input(workspace: Workspace, job_id: str) -> str | None:
+    """A sentence where something that the job works on was deleted, so that it can never be resumed; else None."""
+    sql = "SELECT message FROM events WHERE job_id=? AND code=? ORDER BY id LIMIT 1"
+    return next((row["message"] for row in workspace.store.rows(sql, job_id, INPUT_DELETED)), None)
+
+
+def naming(workspace: Workspace, artifact_id: str, *states: State) -> list[Row]:
+    """The jobs in one of `states` whose spec names the artifact, newest first."""
+    marks = ",".join("?" * len(states))
+    sql = f"SELECT * FROM jobs WHERE state IN ({marks}) AND instr(spec, ?) ORDER BY seq DESC"
+    return workspace.store.rows(sql, *states, json.dumps(artifact_id))
 
 
 def newest(workspace: Workspace, limit: int = 20) -> list[Row]:

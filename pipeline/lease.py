@@ -20,23 +20,30 @@ POLL_S = 0.25
 
 @dataclass(frozen=True)
 class Device:
-    """A device of this machine; `index` is the GPU's number as the driver counts, None for the CPU."""
+    """A device of this machine; `index` is the GPU's number as the driver counts, None for the CPU, and `mig` the UUID
+    of the instance where the device is a part of that GPU.
+    """
 
     index: int | None
+    mig: str | None = None
 
     @property
     def name(self) -> str:
-        return "cpu" if self.index is None else f"gpu-{self.index}"
+        if self.index is None:
+            return "cpu"
+        return f"gpu-{self.index}-{self.mig}" if self.mig else f"gpu-{self.index}"
 
     def make_visible(self) -> None:
         """Lets this process see only this device. Before torch is imported, else without effect."""
         if self.index is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(self.index)
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.mig or str(self.index)
+            # CUDA itself would count the fastest card first, the driver and nvidia-smi by the slot.
+            os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
 
 
 def devices() -> list[Device]:
     """The devices that jobs may take: every visible GPU, else the CPU."""
-    return [Device(index) for index in gpu.indexes()] or [Device(None)]
+    return [Device(index, mig) for index, mig in gpu.visible()] or [Device(None)]
 
 
 def try_take(workspace: Workspace, device: Device) -> FileLock | None:

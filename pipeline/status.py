@@ -1,12 +1,21 @@
 """A job as a person or an agent wants to see it: where it is, how it goes, what it made, what went wrong. Light."""
 
+from statistics import linear_regression
 from typing import Any
 
 from tunewright.pipeline import jobs
 from tunewright.pipeline.store import Row
+from tunewright.pipeline.training import alerts
+from tunewright.pipeline.training.alerts import Numbers, Seen
 from tunewright.pipeline.workspace import Workspace
 
 CURVE_POINTS = 20
+# Events beyond this are left out, the oldest first: an answer stays under 4,000 tokens whatever happened.
+EVENTS_CHARACTERS = 5000
+# A curve is told by its loss, and by what the method is after where that is not the loss; of these more is better.
+RISING = ("margin", "reward")
+# What every progress holds; the rest counts something, in the words of the job's kind.
+COMMON_PROGRESS = {"phase", "done", "total", "at", "eta_s"}
 
 
 def curve(rows: list[Row], points: int = CURVE_POINTS) -> list[tuple[int, float]]:
@@ -16,23 +25,89 @@ def curve(rows: list[Row], points: int = CURVE_POINTS) -> list[tuple[int, float]
     return [(row["step"], round(row["numbers"]["loss"], 4)) for row in rows if "loss" in row["numbers"]]
 
 
+def shape(rows: list[Row], name: str = "loss") -> dict[str, float]:
+    """The curve of `name` in a few numbers: first, last, best with its step, and how it changes per 100 steps over its
+    last quarter (least squares; left out below three values). Empty without values.
+    """
+    points = [(row["step"], row["numbers"][name]) for row in rows if name in row["numbers"]]
+    if not points:
+        return {}
+    best_step, best = (max if name in RISING else min)(points, key=lambda point: point[1])
+    found = {"first": points[0][1], "last": points[-1][1], "best": best, "best_step": best_step}
+    quarter = points[-max(3, len(points) // 4) :]
+    if len(quarter) >= 3:
+        found["slope_per_100_steps"] = 100 * linear_regression(*zip(*quarter, strict=True)).slope
+    return {key: round(value, 4) for key, value in found.items()}
+
+
 def describe(workspace: Workspace, row: Row, *, events: int) -> dict[str, Any]:
     """One job with its curves and last `events`; numbers that it does not have are None."""
-    train, evaluation = (workspace.store.metrics(row["id"], split) for split in ("train", "eval"))
+    train, evaluation, facts = (workspace.store.metrics(row["id"], split) for split in ("train", "eval", "run"))
+    seen = Seen.of(row["spec"], train, evaluation, facts[-1]["numbers"] if facts else {})
+    last = seen.last
     return {
         **summarise(row),
         "elapsed_s": elapsed_s(row),
-        "loss": train[-1]["numbers"].get("loss") if train else None,
+        "loss": last.get("loss"),
         "eval_loss": evaluation[-1]["numbers"].get("loss") if evaluation else None,
-        "tokens_per_s": train[-1]["numbers"].get("tokens_per_s") if train else None,
-        "peak_gib": train[-1]["numbers"].get("peak_gib") if train else None,
+        "tokens_per_s": last.get("tokens_per_s"),
+        "peak_gib": last.get("peak_gib"),
+        "alerts": _alerts(row, seen),
+        "shape": _shapes(train, evaluation),
+        "plan": _plan(row, seen),
+        "metrics": _metrics(last, evaluation)
+        or {key: value for key, value in (row["progress"] or {}).items() if key not in COMMON_PROGRESS},
         "loss_curve": curve(train),
         "eval_curve": curve(evaluation),
         "result": row["result"],
         "error": row["error"],
-        "events": [f"{e['level']} {e['code']}: {e['message']}" for e in workspace.store.events(row["id"], events)],
+        "events": _events(workspace, row, events),
         "log": str(jobs.log_path(workspace, row["id"])),
     }
+
+
+def _metrics(last: Numbers, evaluation: list[Row]) -> dict[str, float]:
+    """Every number of the last step and of the last evaluation, to five digits: more are tokens, not knowledge."""
+    evaluated = evaluation[-1]["numbers"] if evaluation else {}
+    numbers = {**last, **{f"eval_{name}": value for name, value in evaluated.items()}}
+    return {name: float(f"{value:.5g}") for name, value in numbers.items()}
+
+
+def _alerts(row: Row, seen: Seen) -> list[dict[str, str]]:
+    """Those that hold; of a job that no longer runs only what says something about its run."""
+    if row["kind"] != "finetune":
+        return []
+    running = row["state"] == jobs.State.RUNNING
+    return [vars(alert) for alert in alerts.find(seen) if running or alert.code not in alerts.MOMENTARY]
+
+
+def _shapes(train: list[Row], evaluation: list[Row]) -> dict[str, dict[str, float]]:
+    shapes = {name: shape(train, name) for name in ("loss", *RISING)} | {"eval_loss": shape(evaluation)}
+    return {name: found for name, found in shapes.items() if found}
+
+
+def _plan(row: Row, seen: Seen) -> dict[str, dict[str, float | None]]:
+    """What was planned beside what came. While the job runs, its time is that until now and the time left."""
+    elapsed, left_s = elapsed_s(row), (row["progress"] or {}).get("eta_s")
+    running = row["state"] == jobs.State.RUNNING
+    come = {
+        "tokens_per_s": seen.last.get("tokens_per_s"),
+        "peak_gib": seen.last.get("peak_gib"),
+        "time_s": elapsed + left_s if running and elapsed is not None and left_s is not None else elapsed,
+        "steps": seen.facts.get("max_steps") if running else seen.train[-1]["step"] if seen.train else None,
+    }
+    return {name: {"planned": seen.plan[name], "actual": actual} for name, actual in come.items() if name in seen.plan}
+
+
+def _events(workspace: Workspace, row: Row, limit: int) -> list[str]:
+    """The newest `limit`, oldest first, within EVENTS_CHARACTERS."""
+    told: list[str] = []
+    for event in reversed(workspace.store.events(row["id"], limit)):
+        line = f"{event['level']} {event['code']}: {event['message']}"
+        if told and sum(map(len, told)) + len(line) > EVENTS_CHARACTERS:
+            break
+        told.append(line)
+    return told[::-1]
 
 
 def summarise(row: Row) -> dict[str, Any]:

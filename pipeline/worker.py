@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tunewright.pipeline import jobs, lease
+from tunewright.pipeline import jobs, lease, rerun
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.errors import Cancelled, TunewrightError, call
 from tunewright.pipeline.jobs import State
@@ -71,6 +71,8 @@ def run_job(workspace: Workspace, job_id: str) -> State:
                 return State(workspace.store.job(job_id)["state"])
             context.progress("starting")
             context.event("info", "started", f"Running on {held.name}." if held else "Running.")
+            if row["kind"] == "finetune":
+                rerun.remember(context)
             result = stage(row["kind"])(context)
         return _end(context, State.SUCCEEDED, result=result)
     except Cancelled:
@@ -93,6 +95,9 @@ def _end(
         columns["error"] = json.dumps(error)
     jobs.move(context.workspace, context.job_id, jobs.ACTIVE, state, **columns)
     message = f"{error['code']}: {error['what']}" if error else f"Job {state}."
+    if state == State.CANCELLED:
+        row = context.workspace.store.job(context.job_id)
+        message += f" Resumed, it goes on {jobs.start_point(context.workspace, row)}."
     context.event("error" if error else "info", str(state), message)
     return state
 

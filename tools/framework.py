@@ -126,6 +126,7 @@ class TunewrightServer(MCPServer[App]):
             tool.parameters["additionalProperties"] = False
             tool.description = inspect.cleandoc(tool.description)
             _shorten(tool.parameters)
+            _shorten_optional(tool.parameters)
             _shorten(tool.fn_metadata.output_schema)
             _shorten_nulls(tool.fn_metadata.output_schema)
 
@@ -159,14 +160,36 @@ def _shorten(schema: Any) -> None:
             _shorten(value)
 
 
+def _shorten_optional(parameters: dict[str, Any]) -> None:
+    """Of an argument that may be left out the schema says its type alone.
+
+    Not that null, which the server takes too, is the same as nothing, nor that a switch is off and a list empty: both
+    together took a sixth of the list.
+    """
+    properties: dict[str, dict[str, Any]] = parameters.get("properties", {})
+    for name, schema in properties.items():
+        options: list[dict[str, Any]] = schema.get("anyOf", [])
+        if {"type": "null"} in options and schema.get("default", 0) is None:
+            kept = [option for option in options if option != {"type": "null"}]
+            del schema["default"], schema["anyOf"]
+            properties[name] = {**kept[0], **schema} if len(kept) == 1 else {"anyOf": kept, **schema}
+        elif schema.get("default", 1) in (False, "", [], {}):
+            del schema["default"]
+    for inner in parameters.get("$defs", {}).values():
+        _shorten_optional(inner)
+
+
 def _shorten_nulls(schema: Any) -> None:
-    """In a result's schema, `anyOf` a type and null becomes a list of types, and defaults, which no reader needs, go.
+    """In a result's schema, `anyOf` a type and null becomes a list of types; what no reader needs goes: defaults, and
+    which parts are always there.
 
     Not in the schema of arguments: not every host reads lists of types there.
     """
     if isinstance(schema, dict):
         node = cast("dict[str, Any]", schema)
         node.pop("default", None)
+        if isinstance(node.get("required"), list):  # else it is a part called so
+            del node["required"]
         options: list[dict[str, Any]] = node.get("anyOf", [])
         if len(options) == 2 and options[1] == {"type": "null"} and isinstance(options[0].get("type"), str):
             del node["anyOf"]
@@ -236,7 +259,7 @@ def with_arguments(model: type[BaseModel]) -> Callable[[Callable[..., Any]], Cal
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         fields = [
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                name, inspect.Parameter.KEYWORD_ONLY, default=field.get_default(call_default_factory=True),
                 annotation=Annotated[(field.annotation, *field.metadata, Field(description=field.description))],
             )
             for name, field in model.model_fields.items()

@@ -1,25 +1,32 @@
 """get_status."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from mcp.types import ToolAnnotations
-from pydantic import BaseModel, Field
+import anyio.to_thread
+from mcp.server.mcpserver import Image
+from mcp.types import CallToolResult, ContentBlock, TextContent, ToolAnnotations
+from pydantic import BaseModel, Field, WithJsonSchema
 
-from tunewright.pipeline import jobs, status
+from tunewright.pipeline import jobs, plots, status
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
 from tunewright.tools.waiting import MAX_WAIT_S, wait_for
 
-EVENTS = {"concise": 4, "detailed": 50}
+EVENTS = {"concise": 4, "image": 4, "detailed": 50}
 
 
-class Failure(BaseModel):
+class Alert(BaseModel):
     code: str
-    what: str
-    allowed: str
-    next: str
-    done: str
+    message: str
+    advice: str
+
+
+# What stands in tools/list is short: the names inside explain themselves where they are read.
+Alerts = Annotated[list[Alert], WithJsonSchema({"type": "array"})]
+Points = Annotated[list[tuple[int, float]], WithJsonSchema({"type": "array"})]
+Object = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
 
 
 class JobLine(BaseModel):
@@ -38,10 +45,14 @@ class JobView(JobLine):
     eval_loss: float | None
     tokens_per_s: float | None
     peak_gib: float | None
-    loss_curve: list[tuple[int, float]]
-    eval_curve: list[tuple[int, float]]
+    alerts: Alerts
+    shape: Object
+    plan: Object
+    metrics: Object
+    loss_curve: Points
+    eval_curve: Points
     result: dict[str, Any] | None
-    error: Failure | None
+    error: dict[str, Any] | None
     events: list[str]
     log: str
 
@@ -56,20 +67,36 @@ async def get_status(
     ctx: AppContext,
     job_id: Annotated[str | None, Field(description="Id or unique prefix; none: an overview of the last 20.")] = None,
     wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S, description="Wait so long for the job to end.")] = 0,
-    detail: Literal["concise", "detailed"] = "concise",
-) -> Status:
-    """Where a job is: state, step, ETA, loss curve, tokens/s, VRAM, last events, its result or its failure."""
+    detail: Annotated[Literal["concise", "detailed", "image"], Field(description="image: the curves drawn too.")] = (
+        "concise"
+    ),
+) -> Annotated[CallToolResult, Status]:
+    """Where a job is: state, ETA, loss curve, alerts with advice, plan against reality, events, result or failure."""
     workspace = workspace_of(ctx)
     jobs.reconcile(workspace)
     if job_id is None:
         rows = jobs.newest(workspace)
         active = [row for row in rows if row["state"] in jobs.ACTIVE]
         steps = [step("get_status", "Follow this one.", job_id=row["id"], wait_s=50) for row in active[:3]]
-        return Status(jobs=[JobLine(**status.summarise(row)) for row in rows], next_steps=steps or [_begin(workspace)])
+        lines = [JobLine(**status.summarise(row)) for row in rows]
+        return _result(Status(jobs=lines, next_steps=steps or [_begin(workspace)]))
     row = await wait_for(ctx, workspace, job_id, wait_s)
     view = JobView(**status.describe(workspace, row, events=EVENTS[detail]))
     poll_after_s = None if row["state"] not in jobs.ACTIVE else min(30.0, max(2.0, (view.eta_s or 20) / 4))
-    return Status(job=view, next_steps=_next(row), poll_after_s=poll_after_s)
+    found = Status(job=view, next_steps=_next(workspace, row), poll_after_s=poll_after_s)
+    if detail != "image":
+        return _result(found)
+    png = await anyio.to_thread.run_sync(partial(plots.loss_png, workspace, row["id"]))
+    return _result(found, Image(data=png, format="png").to_image_content())
+
+
+def _result(found: Status, *more: ContentBlock) -> CallToolResult:
+    """The structured answer, the same as text for hosts that read no other, and what else there is to see.
+
+    The text is without indentation, which would make up half of the tokens of a curve.
+    """
+    text = TextContent(type="text", text=found.model_dump_json())
+    return CallToolResult(content=[text, *more], structured_content=found.model_dump(mode="json"))
 
 
 def _begin(workspace: Workspace) -> NextStep:
@@ -79,7 +106,7 @@ def _begin(workspace: Workspace) -> NextStep:
     return step("prepare_dataset", "Begin with data.", source="PATH")
 
 
-def _next(row: Row) -> list[NextStep]:
+def _next(workspace: Workspace, row: Row) -> list[NextStep]:
     """What makes sense now, by state and by what the job made."""
     job_id, result = row["id"], row["result"] or {}
     if row["state"] in jobs.ACTIVE:
@@ -88,8 +115,9 @@ def _next(row: Row) -> list[NextStep]:
             step("cancel_job", "Stop it, keeping a checkpoint.", job_id=job_id),
         ]
     if row["state"] in jobs.RESUMABLE:
+        again = step("resume_job", f"It goes on {jobs.start_point(workspace, row)}.", job_id=job_id)
         return [
-            step("resume_job", "Go on from the last checkpoint.", job_id=job_id),
+            *([] if jobs.deleted_input(workspace, job_id) else [again]),
             step("get_status", "See all events.", job_id=job_id, detail="detailed"),
         ]
     if "adapter_id" in result and row["kind"] == "finetune":

@@ -1,6 +1,6 @@
 """start_finetune, cancel_job and resume_job."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from mcp.types import ToolAnnotations
 from pydantic import Field
@@ -9,7 +9,7 @@ from tunewright.pipeline import jobs
 from tunewright.pipeline.catalog import DEFAULT_MODEL
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.training import request
-from tunewright.pipeline.training.arguments import TrainingArguments
+from tunewright.pipeline.training.arguments import Method, TrainingArguments
 from tunewright.tools.framework import (
     AppContext,
     NextStep,
@@ -29,6 +29,11 @@ class Started(Result):
     arguments: dict[str, Any]
 
 
+class FinetuneStarted(Started):
+    # What plan_finetune tells in full: peak_gib, tokens_per_s, time_s, steps.
+    plan: dict[str, float]
+
+
 class JobState(Result):
     job_id: str
     state: str
@@ -45,29 +50,35 @@ def start_finetune(
     model: Annotated[
         str, Field(min_length=1, max_length=500, description="Hub id, local folder with safetensors, or 'toy'.")
     ] = DEFAULT_MODEL,
-    method: Literal["sft"] = "sft",
+    method: Annotated[
+        Method, Field(description="cpt: raw text; dpo, orpo: pairs; kto: judged answers; grpo: rewarded answers.")
+    ] = "sft",
     continue_from: Annotated[str | None, Field(description="Adapter whose weights to start from.")] = None,
     dry_run: Annotated[
         bool, Field(description="Check everything and return the exact arguments; start nothing.")
     ] = False,
     **training: Any,
-) -> Started:
-    """Starts fine-tuning a base model with LoRA or QLoRA and returns the job at once; it outlives this server.
+) -> FinetuneStarted:
+    """Starts fine-tuning a base model and returns the job at once; it outlives this server.
 
-    Loss on the assistant's words only, the model's own chat template with thinking off. Every training argument is
-    optional; what is left out is chosen from the data and the device. One job at a time uses the GPU, others wait.
+    Every training argument is optional: what is left out is chosen from the data and the device, as plan_finetune
+    shows with its reasons. One job at a time uses the GPU, others wait.
     """
     workspace = workspace_of(ctx)
     spec = request.check(workspace, dataset_id, model, method, TrainingArguments(**training), continue_from)
     if dry_run:
-        given = {key: value for key, value in spec["arguments"].items() if value is not None}
+        defaults = TrainingArguments.model_validate({}).model_dump()
+        given = {key: value for key, value in spec["arguments"].items() if value != defaults[key]}
         start = {"dataset_id": spec["dataset_id"], "model": spec["model"], "method": method, **given}
-        return Started(
-            job_id=None, state="not started (dry run)", arguments=spec["arguments"],
+        return FinetuneStarted(
+            job_id=None, state="not started (dry run)", arguments=spec["arguments"], plan=spec["plan"],
             next_steps=[step("start_finetune", "Start it.", **start)],
         )  # fmt: skip
     row = jobs.submit(workspace, "finetune", spec["name"], spec, needs_device=True)
-    return Started(job_id=row["id"], state=row["state"], arguments=spec["arguments"], next_steps=[follow(row["id"])])
+    return FinetuneStarted(
+        job_id=row["id"], state=row["state"], arguments=spec["arguments"], plan=spec["plan"],
+        next_steps=[follow(row["id"])],
+    )  # fmt: skip
 
 
 def _state(row: Row, *steps: NextStep) -> JobState:

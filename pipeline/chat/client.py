@@ -58,7 +58,9 @@ def prepare(
         )  # fmt: skip
     four_bit = document["training"]["load_in_4bit"] if adapter else bool(gpu.indexes())
     return {
+        # A model that was trained as a whole takes its base's place; an adapter stands beside it.
         "loadable": base.loadable,
+        "whole_model": document["path"] if document.get("form") == "full" else None,
         "tokenizer_folder": str(tokenizer_folder),
         "load_in_4bit": four_bit,
         "context_tokens": min(context, max(8192, document.get("max_seq_length", 0))),

@@ -125,19 +125,21 @@ class Host:
             from tunewright.pipeline.chat.resident import Resident
 
             self._resident = Resident()
-        self._resident.load(
-            request["loadable"], Path(request["tokenizer_folder"]),
-            load_in_4bit=request["load_in_4bit"], context_tokens=request["context_tokens"],
-        )  # fmt: skip
-        if request["adapter_id"]:
-            self._resident.add_adapter(request["adapter_id"], Path(request["adapter_path"]))
         result: dict[str, Any] = {"tuned": None, "base": None}
         wanted = ["tuned"] if request["adapter_id"] else ["base"]
         if request["compare_with_base"] and request["adapter_id"]:
             wanted.append("base")
         for which in wanted:
+            whole = request["whole_model"] if which == "tuned" else None
+            self._resident.load(
+                whole or request["loadable"], Path(request["tokenizer_folder"]),
+                load_in_4bit=request["load_in_4bit"], context_tokens=request["context_tokens"],
+            )  # fmt: skip
+            adapter_id = request["adapter_id"] if which == "tuned" and not whole else None
+            if adapter_id:
+                self._resident.add_adapter(adapter_id, Path(request["adapter_path"]))
             answer = self._resident.answer(
-                request["messages"], adapter_id=request["adapter_id"] if which == "tuned" else None,
+                request["messages"], adapter_id=adapter_id,
                 thinking=request["thinking"], max_new_tokens=request["max_new_tokens"], sampling=request["sampling"],
                 seed=request["seed"], on_token=_progress(connection, which),
             )  # fmt: skip

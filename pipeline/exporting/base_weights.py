@@ -20,10 +20,13 @@ PATTERNS = ["*.safetensors", "*.safetensors.index.json", *models.SMALL_FILES]
 def locate(workspace: Workspace, adapter: Row) -> Path:
     """The folder of the adapter's base in 16 bits (or 32); downloads it where only its Hub id is known.
 
+    What was trained as a whole model is its own base.
     Raises InvalidInput where it is quantized and its original cannot be named, NotFound where a local folder is gone,
     Unavailable where the Hub cannot be reached.
     """
     document = adapter["document"]
+    if document.get("form") == "full":
+        return Path(document["path"])
     name: str = document["base_model"]
     path = Path(document["base_path"]) if document.get("base_path") else None
     if path and (path / "config.json").is_file():

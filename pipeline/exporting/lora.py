@@ -1,7 +1,9 @@
 """A PEFT adapter read as changes to named tensors of its base. Runs in a worker; needs torch, not peft.
 
 Guarantees: every tensor of the adapter is understood or the adapter is refused; nothing is left out silently.
-Formula: W' = W + scale · B A with scale = alpha / r, or alpha / sqrt(r) with rsLoRA (Hu 2021; Kalajdzievski 2023).
+Formula: W' = W + scale · B A with scale = alpha / r, or alpha / sqrt(r) with rsLoRA (Hu 2021; Kalajdzievski 2023). With
+DoRA each output's row of that is brought to its trained length m: W' = m · V / ‖V‖, V = W + scale · B A (Liu 2024).
+With LoftQ, W is what 4 bits leave of it, as the adapter was trained on that (training/loftq.py).
 """
 
 import math
@@ -18,10 +20,13 @@ from tunewright.pipeline import files
 from tunewright.pipeline.errors import InvalidInput
 
 PREFIX = "base_model.model."
-PART = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)$")
+PART = re.compile(
+    r"^(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)$"
+)
+# Last parts of the names of input and output embeddings, which some bases keep as one matrix.
+EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|embeddings|tok_embeddings|lm_head)\.weight$")
 # What changes the formula or the base itself; each is a key of adapter_config.json.
 NOT_MERGED = (
-    "use_dora",
     "use_qalora",
     "lora_bias",
     "layer_replication",
@@ -34,12 +39,17 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 @dataclass(frozen=True)
 class LowRank:
-    """A product to be added to one tensor: `a` (r, in) and `b` (out, r); `transposed` where the tensor is (in, out)."""
+    """A product to be added to one tensor: `a` (r, in) and `b` (out, r); `transposed` where the tensor is (in, out).
+
+    `magnitude` (out,) is DoRA's; `on_4_bits` says that the product belongs to the tensor as a 4-bit base has it.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
     transposed: bool
+    magnitude: torch.Tensor | None = None
+    on_4_bits: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,10 +57,16 @@ class LowRank:
         return (columns, rows) if self.transposed else (rows, columns)
 
     def added_to(self, weight: torch.Tensor, device: str) -> torch.Tensor:
-        """`weight` + scale · B A, computed in float32 on `device`; returned on the CPU in the weight's own dtype."""
+        """`weight` as the adapter has it, computed in float32 on `device`; returned on the CPU in its own dtype."""
         b, a = self.b.to(device, torch.float32), self.a.to(device, torch.float32)
         change = (b @ a).mul_(self.scale)
-        merged = weight.to(device, torch.float32) + (change.T if self.transposed else change)
+        base = weight.to(device)
+        merged = (_in_4_bits(base) if self.on_4_bits else base).float() + (change.T if self.transposed else change)
+        if self.magnitude is not None:
+            by_output = merged.T if self.transposed else merged
+            lengths = by_output.norm(dim=1)
+            by_output = by_output * (self.magnitude.to(device, torch.float32) / lengths)[:, None]
+            merged = by_output.T if self.transposed else by_output
         return merged.to(weight.dtype).cpu()
 
 
@@ -72,7 +88,7 @@ def read(folder: Path, base_tensors: Iterable[str], *, adapter_scale: float, tie
     known = set(base_tensors)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     replaced: dict[str, torch.Tensor] = {}
-    unknown: list[str] = []
+    unknown: dict[str, torch.Tensor] = {}
     for key, tensor in load_file(folder / "adapter_model.safetensors").items():
         # peft stores an embedding's own weights beside its LoRA.
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
@@ -83,16 +99,35 @@ def read(folder: Path, base_tensors: Iterable[str], *, adapter_scale: float, tie
         elif name in known:
             replaced[name] = tensor
         else:
-            unknown.append(key)
+            unknown[key] = tensor
+    embeddings = [name for name in replaced if EMBEDDINGS.search(name)]
+    # Trained as one matrix in both places; the base has it in one.
+    heads = [key for key in unknown if tied and EMBEDDINGS.search(key)]
+    one_matrix = _all_equal([*(replaced[name] for name in embeddings), *(unknown.pop(key) for key in heads)])
     if unknown:
-        raise _refused(f"{len(unknown)} of its tensors belong to nothing in the base, such as {unknown[0]!r}")
+        raise _refused(f"{len(unknown)} of its tensors belong to nothing in the base, such as {next(iter(unknown))!r}")
     added = {f"{module}.weight": _product(config, module, found, adapter_scale) for module, found in parts.items()}
-    shared = [name for name in (*added, *replaced) if "embed_tokens" in name or name.startswith("lm_head")]
+    shared = [*(name for name in added if EMBEDDINGS.search(name)), *([] if one_matrix else embeddings)]
     if tied and shared:
         raise _refused(f"it changes {shared[0]!r}, which the base uses as embedding and as output layer at once")
     if not added and not replaced:
         raise _refused("it holds no tensors")
     return Adapter(added, replaced)
+
+
+def _all_equal(tensors: list[torch.Tensor]) -> bool:
+    """Whether there are two or more, and all the same."""
+    return len(tensors) > 1 and all(torch.equal(tensors[0], other) for other in tensors[1:])
+
+
+def _in_4_bits(weight: torch.Tensor) -> torch.Tensor:
+    """`weight` as a 4-bit base has it: NF4 in blocks of 64 with quantized scales, from 16 bits."""
+    # bitsandbytes: what quantized the base in training.
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    half = weight if weight.dtype == torch.float16 else weight.to(torch.bfloat16)
+    packed, state = quantize_4bit(half.contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
+    return dequantize_4bit(packed, state)
 
 
 def _require_plain_lora(config: dict[str, Any]) -> None:
@@ -110,13 +145,17 @@ def _product(config: dict[str, Any], module: str, found: dict[str, torch.Tensor]
     embedding = "lora_embedding_A" in found
     a = found.get("lora_embedding_A" if embedding else "lora_A.weight")
     b = found.get("lora_embedding_B" if embedding else "lora_B.weight")
+    magnitude = found.get("lora_magnitude_vector")
     if a is None or b is None:
         raise _refused(f"{module!r} has only {', '.join(found)}")
+    if (magnitude is not None) != bool(config.get("use_dora")) or (embedding and magnitude is not None):
+        raise _refused(f"{module!r} has {', '.join(found)} with use_dora={config.get('use_dora')}")
     # The rank is the matrix's own, so rank_pattern needs no reading. peft keeps an embedding's B A transposed.
     rank = a.shape[0]
     alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
     scale = adapter_scale * alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(a, b, scale, transposed=embedding or bool(config.get("fan_in_fan_out")))
+    transposed = embedding or bool(config.get("fan_in_fan_out"))
+    return LowRank(a, b, scale, transposed, magnitude, on_4_bits=bool(config.get("loftq_config")))
 
 
 def _by_pattern(patterns: dict[str, float], module: str, default: float) -> float:
@@ -129,7 +168,7 @@ def _refused(why: str) -> InvalidInput:
     return InvalidInput(
         "adapter_not_mergeable",
         f"The adapter cannot be merged: {why}.",
-        allowed="LoRA and rsLoRA on layers of the base are merged, and layers trained as a whole (modules_to_save).",
+        allowed="LoRA, rsLoRA, DoRA and LoftQ on layers of the base are merged, and layers trained as a whole.",
         next='merge_and_export(adapter_id="…", outputs=["lora"]) exports it as it is',
         done="Nothing was exported.",
     )

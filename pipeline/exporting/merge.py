@@ -26,6 +26,7 @@ HALF_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 def merge(context: JobContext, base: Path, adapter: Path, folder: Path, adapter_scale: float = 1.0) -> None:
     """Fills the empty `folder` with a transformers model: `base` with `adapter` merged in, times `adapter_scale`.
 
+    A model that was trained as a whole is its own base: both are its folder, and only its width changes.
     Tokenizer, chat template and generation settings come from the adapter, which was trained with them. Raises
     InvalidInput for an adapter or base that cannot be merged, and Cancelled between shards.
     """
@@ -34,7 +35,8 @@ def merge(context: JobContext, base: Path, adapter: Path, folder: Path, adapter_
     known = [name for names in shards.values() for name in names]
     # Some configs leave the word out, but a base without an output layer of its own is tied in any case.
     tied = bool(config.get("tie_word_embeddings")) or "lm_head.weight" not in known
-    changes = lora.read(adapter, known, adapter_scale=adapter_scale, tied=tied)
+    whole = adapter == base
+    changes = lora.Adapter({}, {}) if whole else lora.read(adapter, known, adapter_scale=adapter_scale, tied=tied)
     narrow_to = _narrowed(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weight_map: dict[str, str] = {}

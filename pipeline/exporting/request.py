@@ -26,7 +26,8 @@ def check(
     """The spec of an `export` job. Raises InvalidInput or NotFound; starts nothing."""
     adapter = workspace.store.artifact(adapter_id, "adapter")
     folder = Path(adapter["document"]["path"])
-    if not (folder / "adapter_model.safetensors").is_file():
+    whole = adapter["document"].get("form") == "full"
+    if not any(folder.glob("model*.safetensors" if whole else "adapter_model.safetensors")):
         raise NotFound(
             "adapter_missing",
             f"The weights of {adapter['id']} are not at {folder} any more.",
@@ -40,6 +41,13 @@ def check(
             "unknown_output",
             f"outputs={list(outputs)!r}: {wrong}.",
             allowed=f"Allowed: {', '.join(OUTPUTS)}. K-quants (Q4_K_M, …) are made by Ollama, from gguf:f16 or bf16.",
+            next=call("merge_and_export", adapter_id=adapter["id"], outputs=[MERGED, "gguf:q8_0"]),
+        )
+    if whole and (LORA in outputs or adapter_scale != 1.0):
+        raise InvalidInput(
+            "not_an_adapter",
+            f"{adapter['id']} was trained as a whole model: it has no LoRA to export by itself or to scale.",
+            allowed=f"{MERGED} and GGUF files, with adapter_scale=1.0.",
             next=call("merge_and_export", adapter_id=adapter["id"], outputs=[MERGED, "gguf:q8_0"]),
         )
     if not (math.isfinite(adapter_scale) and 0 < adapter_scale <= MAX_SCALE):

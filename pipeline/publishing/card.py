@@ -57,16 +57,24 @@ def _ggufs(artifact: Row) -> list[str]:
     return [Path(file["path"]).name for file in artifact["document"].get("files", []) if "gguf" in file["output"]]
 
 
+def _is_whole(artifact: Row) -> bool:
+    """Whether it is a whole model, trained full or frozen in part, that is kept among the adapters."""
+    return artifact["document"].get("form") == "full"
+
+
 def _front_matter(adapter: Row, artifact: Row) -> str:
     from huggingface_hub import ModelCardData
 
     base = hub_id(adapter["document"]["base_model"])
-    if artifact["kind"] == "adapter":
+    if _is_whole(artifact):
+        library, relation = "transformers", "finetune"
+    elif artifact["kind"] == "adapter":
         library, relation = "peft", "adapter"
     else:
         library, relation = "transformers", "finetune" if "merged_16bit" in outputs(artifact) else "quantized"
     method = adapter["document"].get("method", "sft")
-    tags = ["tunewright", "unsloth", "lora", method, *(["gguf"] if _ggufs(artifact) else [])]
+    form = adapter["document"].get("training", {}).get("finetuning_type", "lora")
+    tags = ["tunewright", "unsloth", form, method, *(["gguf"] if _ggufs(artifact) else [])]
     return ModelCardData(
         base_model=base,
         base_model_relation=relation if base else None,
@@ -95,7 +103,9 @@ def _licence(adapter: Row) -> str | None:
 def _summary(artifact: Row, adapter: Row) -> str:
     base, link = _base(adapter), hub_id(adapter["document"]["base_model"])
     name = f"[{base}](https://huggingface.co/{link})" if link else f"`{base}`"
-    if artifact["kind"] == "adapter":
+    if _is_whole(artifact):
+        what = f"{name}, its own weights trained further."
+    elif artifact["kind"] == "adapter":
         what = f"A LoRA adapter for {name}: it holds what was learned, not the base model."
     elif "merged_16bit" in outputs(artifact):
         what = f"{name} with a LoRA adapter merged into its 16-bit weights."
@@ -108,7 +118,9 @@ def _summary(artifact: Row, adapter: Row) -> str:
 def _usage(artifact: Row, adapter: Row, repo_id: str) -> str:
     parts: list[str] = []
     thinking = bool(adapter["document"].get("enable_thinking"))
-    if artifact["kind"] == "adapter":
+    if _is_whole(artifact):
+        parts.append(_python(repo_id, None, None, thinking))
+    elif artifact["kind"] == "adapter":
         parts.append(_python(repo_id, hub_id(adapter["document"]["base_model"]), _base(adapter), thinking))
         parts.append(
             "For Ollama or llama.cpp, merge the adapter into its base and convert the result to GGUF "

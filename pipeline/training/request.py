@@ -1,21 +1,26 @@
 """From a request to the exact specification of a fine-tune: everything checked and every default chosen. Light."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from tunewright.pipeline import files, gpu, models
-from tunewright.pipeline.errors import InvalidInput, call
+from tunewright.pipeline.errors import InvalidInput, Unavailable, call
+from tunewright.pipeline.planning import architecture, plan
+from tunewright.pipeline.planning.machine import Machine, this_machine
+from tunewright.pipeline.planning.plan import Plan
 from tunewright.pipeline.store import Row
-from tunewright.pipeline.training.arguments import TARGET_MODULES, TrainingArguments
+from tunewright.pipeline.training.arguments import METHODS, Goal, Method, TrainingArguments
 from tunewright.pipeline.workspace import Workspace
 
-METHODS = ("sft",)
-USUAL_MAX_SEQ_LENGTH = 2048
-EFFECTIVE_BATCH_ROWS = 8
-# Without packing the shorter rows of a batch are padded to the longest, so on a CPU long rows go one by one:
-# 4,700 instead of 1,000 tokens/s on Alpaca's lengths with the toy.
-CPU_MICRO_BATCH_TOKENS = 512
-# A checkpoint of an adapter with its optimizer state, of which two are kept.
-BYTES_PER_ADAPTER_PARAMETER = 4 * (4 + 8)
+# What each method learns from.
+TRAINS_ON: dict[Method, str] = {
+    "sft": "sft", "cpt": "text", "dpo": "preference", "orpo": "preference", "kto": "kto", "grpo": "sft",
+}  # fmt: skip
+# The shape of an adapter's weights and the form of what it lies on: of one that goes on from another the other's.
+SHAPE = (
+    "finetuning_type", "lora_rank", "lora_alpha", "target_modules", "use_rslora", "use_dora", "use_loftq",
+    "embedding_learning_rate",
+)  # fmt: skip
 
 
 def check(
@@ -25,97 +30,159 @@ def check(
     method: str,
     arguments: TrainingArguments,
     continue_from: str | None,
+    goal: Goal = "balanced",
 ) -> dict[str, Any]:
     """The spec of a `finetune` job. Raises InvalidInput, NotFound, Unavailable or NoSpace; starts nothing."""
     dataset = workspace.store.artifact(dataset_id, "dataset")
-    if method not in METHODS:
-        raise InvalidInput(
-            "unknown_method", f"method={method!r} is not supported.", allowed=f"Supported: {', '.join(METHODS)}.",
-            next=call("start_finetune", dataset_id=dataset["id"], model=model, method="sft"),
-        )  # fmt: skip
-    kind = dataset["document"].get("kind", "sft")
-    if kind != "sft":
-        raise InvalidInput(
-            "dataset_of_another_kind",
-            f"{dataset['id']} holds {kind} data ({dataset['document']['format']}); method={method!r} trains on sft "
-            "data: conversations that end with an answer.",
-            allowed="Preference pairs, judged answers and raw text can be prepared and inspected; training on them is "
-            "not there yet.",
-            next='list_artifacts(kind="dataset")',
-        )
+    method = _method_for(dataset, model, method)
     base = models.resolve(workspace, model)
     models.tokenizer_folder(workspace, model)
-    chosen = _choose(arguments, dataset, base)
-    spec: dict[str, Any] = {
+    if continue_from:
+        adapter = _adapter(workspace, dataset, base, continue_from)
+        continue_from = adapter["id"]
+        trained = adapter["document"]["training"]
+        shape = {key: trained[key] for key in SHAPE if key in trained}
+        if trained.get("use_loftq"):
+            shape |= {"load_in_4bit": True}
+        arguments = TrainingArguments.model_validate(arguments.model_dump(exclude_unset=True) | shape)
+    machine = this_machine(arguments.vram_limit_gib)
+    _check_together(arguments, method, machine, base)
+    chosen = plan.choose(base, dataset, method, arguments, machine, goal)
+    files.require_space(workspace.home.root, _checkpoint_bytes(base, chosen), "Training's checkpoints")
+    return {
         "dataset_id": dataset["id"],
         "model": base.name,
         "method": method,
         "name": arguments.name or f"{dataset['name']}",
-        "arguments": chosen.model_dump(),
-        "continue_from": None,
-    }
-    if continue_from:
-        adapter = workspace.store.artifact(continue_from, "adapter")
-        if adapter["document"]["base_model"] != base.name:
+        "arguments": chosen.arguments,
+        "continue_from": continue_from,
+        "plan": {
+            "peak_gib": round(chosen.peak_gib, 2), "tokens_per_s": round(chosen.tokens_per_s, 1),
+            "time_s": round(chosen.time_s), "steps": chosen.steps,
+        },
+    }  # fmt: skip
+
+
+def _method_for(dataset: Row, model: str, method: str) -> Method:
+    kind = dataset["document"].get("kind", "sft")
+    fitting = [name for name in METHODS if TRAINS_ON[name] == kind]
+    again = call("start_finetune", dataset_id=dataset["id"], model=model, method=fitting[0])
+    for name in METHODS:
+        if name == method:
+            if name in fitting:
+                return name
             raise InvalidInput(
-                "adapter_of_another_base",
-                f"{adapter['id']} was trained on {adapter['document']['base_model']!r}, not on {base.name!r}.",
-                allowed="An adapter goes on only on its own base.",
-                next=call(
-                    "start_finetune", dataset_id=dataset["id"], model=adapter["document"]["base_model"],
-                    continue_from=adapter["id"],
-                ),
-            )  # fmt: skip
-        spec["continue_from"] = adapter["id"]
-        # The shape of the weights is the earlier adapter's.
-        shape = ("lora_rank", "lora_alpha", "target_modules")
-        spec["arguments"] |= {key: adapter["document"]["training"][key] for key in shape}
-    files.require_space(workspace.home.root, _checkpoint_bytes(spec["arguments"], base), "Training's checkpoints")
-    return spec
+                "dataset_of_another_kind",
+                f"{dataset['id']} holds {kind} data ({dataset['document'].get('format')}); method={method!r} trains on "
+                f"{TRAINS_ON[name]} data.",
+                allowed=f"On {kind} data: {', '.join(fitting)}.",
+                next=again,
+            )
+    raise InvalidInput(
+        "unknown_method", f"method={method!r} is not supported.", allowed=f"Supported: {', '.join(METHODS)}.",
+        next=again,
+    )  # fmt: skip
 
 
-def _choose(arguments: TrainingArguments, dataset: Row, base: models.Model) -> TrainingArguments:
-    on_gpu = bool(gpu.indexes())
-    if arguments.load_in_4bit and not on_gpu:
+def _adapter(workspace: Workspace, dataset: Row, base: models.Model, continue_from: str) -> Row:
+    adapter = workspace.store.artifact(continue_from, "adapter")
+    trained_on = adapter["document"]["base_model"]
+    if trained_on != base.name:
         raise InvalidInput(
-            "four_bit_needs_gpu", "load_in_4bit=true, but this machine has no GPU.",
-            allowed="On a CPU train 16-bit LoRA: load_in_4bit=false.", next="check_environment()",
-        )  # fmt: skip
-    if arguments.packing and not on_gpu:
-        raise InvalidInput(
-            "packing_needs_gpu",
-            "packing=true, but without a GPU the backend cannot keep packed examples apart.",
-            allowed="Leave packing out: it is chosen by itself.",
+            "adapter_of_another_base",
+            f"{adapter['id']} was trained on {trained_on!r}, not on {base.name!r}.",
+            allowed="An adapter goes on only on its own base.",
+            next=call("start_finetune", dataset_id=dataset["id"], model=trained_on, continue_from=adapter["id"]),
         )
-    context = int(base.config.get("max_position_embeddings") or USUAL_MAX_SEQ_LENGTH)
+    return adapter
+
+
+def _check_together(arguments: TrainingArguments, method: Method, machine: Machine, base: models.Model) -> None:
+    """What pydantic cannot know: which arguments go with each other, with the method and with the machine."""
+    _check_device(arguments, machine)
+    given = arguments.model_fields_set
+    quantized = arguments.load_in_4bit or arguments.load_in_8bit
+    if arguments.load_in_4bit and arguments.load_in_8bit:
+        raise _contradiction("load_in_4bit and load_in_8bit are both true", "Choose one of them.")
+    if arguments.finetuning_type != "lora" and quantized:
+        raise _contradiction(
+            f"finetuning_type={arguments.finetuning_type!r} trains the base's weights, and quantized ones cannot be",
+            'Leave load_in_4bit and load_in_8bit out, or take finetuning_type="lora".',
+        )
+    if arguments.trainable_layers and arguments.finetuning_type != "freeze":
+        raise _contradiction('trainable_layers is for finetuning_type="freeze"', "Leave it out, or set that.")
+    only_lora = [
+        name
+        for name in ("use_rslora", "use_dora", "use_loftq", "loraplus_ratio", "embedding_learning_rate")
+        if getattr(arguments, name)
+    ]
+    if only_lora and arguments.finetuning_type != "lora":
+        raise _contradiction(f"{', '.join(only_lora)} is of LoRA", 'Leave it out, or take finetuning_type="lora".')
+    if arguments.use_loftq and not arguments.load_in_4bit:
+        raise _contradiction("use_loftq begins from the error of 4-bit weights", "Set load_in_4bit=true with it.")
+    if method == "grpo" and not arguments.rewards:
+        raise _contradiction(
+            'method="grpo" needs rewards', 'Say what is rewarded: rewards=[{"kind": "exact_match"}], say.'
+        )
+    if method != "grpo" and arguments.rewards:
+        raise _contradiction(f'rewards are for method="grpo", not {method!r}', "Leave them out.")
+    if "train_on" in given and arguments.train_on == "all" and method != "sft":
+        raise _contradiction(f'train_on="all" is for method="sft", not {method!r}', "Leave it out.")
+    if arguments.packing and method not in ("sft", "cpt"):
+        raise _contradiction(f"packing is for methods sft and cpt, not {method!r}", "Leave it out.")
+    context = int(architecture.of(base).context)
     if arguments.max_seq_length and arguments.max_seq_length > context:
         raise InvalidInput(
             "sequence_too_long",
             f"max_seq_length={arguments.max_seq_length}, but {base.name} reads at most {context} tokens.",
             allowed=f"32 to {context}.",
         )
-    tokens = dataset["document"]["tokens"]
-    longest = int(tokens["max"])
-    cpu_batch = max(1, min(EFFECTIVE_BATCH_ROWS, CPU_MICRO_BATCH_TOKENS // max(1, int(tokens["p90"]))))
-    batch = arguments.batch_size or (2 if on_gpu else cpu_batch)
-    return arguments.model_copy(
-        update={
-            # A multiple of 64 above the longest row; the estimate may be off where another tokenizer counted.
-            "max_seq_length": arguments.max_seq_length
-            or min(context, USUAL_MAX_SEQ_LENGTH, max(256, -(-longest * 3 // 2 // 64) * 64)),
-            "lora_alpha": arguments.lora_alpha or 2 * arguments.lora_rank,
-            "target_modules": arguments.target_modules or TARGET_MODULES,
-            "batch_size": batch,
-            "gradient_accumulation": arguments.gradient_accumulation or max(1, EFFECTIVE_BATCH_ROWS // batch),
-            "load_in_4bit": on_gpu if arguments.load_in_4bit is None else arguments.load_in_4bit,
-            "packing": on_gpu if arguments.packing is None else arguments.packing,
-        }
-    )
+    for tracker in arguments.report_to:
+        if find_spec(tracker) is None:
+            raise Unavailable(
+                "tracker_not_installed", f"report_to names {tracker}, which is not installed here.",
+                allowed=f"pip install {tracker}, or leave report_to out: get_status and tw://jobs show every step.",
+            )  # fmt: skip
 
 
-def _checkpoint_bytes(arguments: dict[str, Any], base: models.Model) -> int:
-    """Adapter parameters are r × (in + out) per matrix; bounded by the widest matrix of each layer."""
-    config = base.config
-    width = int(config.get("hidden_size", 4096)) + int(config.get("intermediate_size", 4 * 4096))
-    matrices = int(config.get("num_hidden_layers", 32)) * len(arguments["target_modules"])
-    return 3 * BYTES_PER_ADAPTER_PARAMETER * int(arguments["lora_rank"]) * width * matrices
+def _check_device(arguments: TrainingArguments, machine: Machine) -> None:
+    if machine.is_gpu:
+        if arguments.precision == "bf16" and machine.compute_capability < gpu.BF16_CAPABILITY:
+            raise InvalidInput(
+                "no_bf16", f'precision="bf16", which {machine.name} cannot compute.', allowed="fp16, or left out."
+            )
+        return
+    if arguments.load_in_4bit or arguments.load_in_8bit:
+        raise InvalidInput(
+            "four_bit_needs_gpu" if arguments.load_in_4bit else "eight_bit_needs_gpu",
+            f"load_in_{4 if arguments.load_in_4bit else 8}bit=true, but this machine has no GPU.",
+            allowed="On a CPU train 16-bit LoRA: leave it out.", next="check_environment()",
+        )  # fmt: skip
+    if arguments.packing:
+        raise InvalidInput(
+            "packing_needs_gpu",
+            "packing=true, but without a GPU the backend cannot keep packed examples apart.",
+            allowed="Leave packing out: it is chosen by itself.",
+        )
+    for name, value in (("vram_limit_gib", arguments.vram_limit_gib), ("precision", arguments.precision)):
+        if value is not None and value != "fp32":
+            raise InvalidInput(
+                "needs_gpu", f"{name}={value!r}, but this machine has no GPU.", allowed="Leave it out.",
+                next="check_environment()",
+            )  # fmt: skip
+
+
+def _contradiction(what: str, allowed: str) -> InvalidInput:
+    return InvalidInput("arguments_contradict", f"{what}.", allowed=allowed, next="start_finetune(…), corrected")
+
+
+def _checkpoint_bytes(base: models.Model, chosen: Plan) -> int:
+    """Of the two checkpoints that are kept and the one being written: weights and two moments of each in float32."""
+    arguments, form = chosen.arguments, architecture.of(base)
+    trained = form.parameters
+    if arguments["finetuning_type"] == "lora":
+        trained = form.adapter_parameters(
+            arguments["lora_rank"], arguments["target_modules"], dora=arguments["use_dora"]
+        )
+        trained += form.embeddings + form.head if arguments["embedding_learning_rate"] else 0
+    return 3 * 4 * 3 * trained

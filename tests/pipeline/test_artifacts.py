@@ -2,10 +2,11 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tunewright.pipeline import artifacts
+from tunewright.pipeline import artifacts, jobs
 from tunewright.pipeline.errors import Conflict, NotFound
 from tunewright.pipeline.workspace import Workspace
 
@@ -25,7 +26,7 @@ def add(workspace: Workspace, id: str, *parents: str, size: int = 1000) -> Path 
 
 @pytest.fixture
 def add_job(workspace: Workspace) -> AddJob:
-    def added(id: str, state: str, created_at: float | None = None, **spec: str) -> str:
+    def added(id: str, state: str, created_at: float | None = None, **spec: Any) -> str:
         (workspace.home.jobs / id).mkdir()
         (workspace.home.jobs / id / "worker.log").write_bytes(b"x" * 500)
         workspace.store.execute(
@@ -82,16 +83,47 @@ def test_an_adapter_that_another_went_on_from_may_go(workspace: Workspace) -> No
     assert artifacts.delete(workspace, "ad-a-0001", confirm=True)[0] == "ad-a-0001"
 
 
-@pytest.mark.parametrize("state", ["queued", "running"])
-def test_what_an_active_job_works_on_is_kept(workspace: Workspace, add_job: AddJob, state: str) -> None:
+@pytest.mark.parametrize("state", ["queued", "running", "interrupted"])
+@pytest.mark.parametrize(
+    "spec", [{"dataset_id": "ds-a-0001", "model": "toy"}, {"source": [{"source": "ds-a-0001", "weight": 2}, "b.json"]}]
+)
+def test_what_an_active_job_works_on_is_kept(
+    workspace: Workspace, add_job: AddJob, state: str, spec: dict[str, Any]
+) -> None:
     add(workspace, "ds-a-0001")
-    add_job("job-a-0001", state, dataset_id="ds-a-0001", model="toy")
+    add_job("job-a-0001", state, **spec)
     with pytest.raises(Conflict, match=r"ds-a-0001 is needed by job-a-0001\.") as caught:
         artifacts.delete(workspace, "ds-a-0001", confirm=True)
     # What is active is cancelled, not deleted.
     assert caught.value.next == 'cancel_job(job_id="job-a-0001")'
     workspace.store.execute("UPDATE jobs SET state='failed'")
     artifacts.delete(workspace, "ds-a-0001", confirm=True)
+
+
+@pytest.mark.parametrize("key", ["dataset_id", "continue_from"])
+def test_a_job_that_could_be_resumed_is_named_before_and_refused_after_its_input_is_deleted(
+    workspace: Workspace, add_job: AddJob, key: str
+) -> None:
+    id = "ds-a-0001" if key == "dataset_id" else "ad-a-0001"
+    add(workspace, id, size=2_000_000)
+    failed = [add_job(f"job-a-{number:04}", "failed", **{key: id}) for number in range(6)]
+    cancelled = add_job("job-b-0001", "cancelled", **{key: id})
+    other = add_job("job-c-0001", "failed", **{key: f"{id}0"})
+    add_job("job-d-0001", "succeeded", **{key: id})
+    with pytest.raises(Conflict, match="not_confirmed") as caught:
+        artifacts.delete(workspace, id, confirm=False)
+    named = ", ".join([cancelled, *failed[:1:-1]])
+    assert f"cannot be undone. {named} and 2 more could not be resumed any more." in str(caught.value)
+    assert jobs.deleted_input(workspace, cancelled) is None
+
+    artifacts.delete(workspace, id, confirm=True)
+    for job_id in (*failed, cancelled):
+        before = workspace.store.job(job_id)
+        with pytest.raises(Conflict, match=f"job_not_resumable: {job_id} cannot be resumed: {id} was deleted"):
+            jobs.resume(workspace, job_id)
+        assert workspace.store.job(job_id) == before
+    assert jobs.deleted_input(workspace, other) is None
+    assert jobs.deleted_input(workspace, "job-d-0001") is None, "it needs nothing any more"
 
 
 def test_an_active_job_is_not_deleted(workspace: Workspace, add_job: AddJob) -> None:

@@ -181,6 +181,21 @@ def test_an_adapter_is_asked_with_its_own_base_and_tokenizer(
     assert request["load_in_4bit"] is True, "as it was trained"
 
 
+def test_a_model_trained_as_a_whole_is_asked_by_its_own_folder_and_compared_with_its_base(
+    workspace: Workspace, prepare: Prepare, local_model: str
+) -> None:
+    folder = workspace.home.adapters / "ad-a-0001"
+    shutil.copytree(local_model, folder)
+    document = {
+        "path": str(folder), "form": "full", "base_model": local_model, "training": {"load_in_4bit": False},
+        "max_seq_length": 512,
+    }  # fmt: skip
+    workspace.store.add_artifact("ad-a-0001", "adapter", "a", document, parents=[])
+    request = prepare(adapter_id="ad-a", compare_with_base=True)
+    assert (request["whole_model"], request["loadable"]) == (str(folder), local_model)
+    assert prepare(model=local_model)["whole_model"] is None
+
+
 @pytest.mark.parametrize("who", [{}, {"adapter_id": "ad-1", "model": "toy"}])
 def test_one_of_adapter_and_model_is_asked_for(prepare: Prepare, who: dict[str, str]) -> None:
     with pytest.raises(InvalidInput, match="adapter_or_model"):

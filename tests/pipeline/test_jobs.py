@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from threading import Barrier, Thread
 
 import psutil
 import pytest
 from filelock import FileLock
+from standins.checkpoints import write_checkpoint
 
-from tunewright.pipeline import jobs, lease, processes
+from tunewright.pipeline import files, host_memory, jobs, lease, processes
 from tunewright.pipeline.errors import Conflict
 from tunewright.pipeline.jobs import MAX_RESTARTS, State
 from tunewright.pipeline.lease import Device
@@ -62,11 +65,11 @@ def device(workspace: Workspace, no_worker_left: None) -> Iterator[FileLock]:
 
 
 @pytest.fixture
-def wait_in_line(workspace: Workspace, device: FileLock, eventually: Eventually) -> Callable[[], Row]:
+def wait_in_line(workspace: Workspace, device: FileLock, eventually: Eventually) -> Callable[..., Row]:
     """Submits a job and returns its row once its worker stands in line for the device."""
 
-    def submitted() -> Row:
-        row = jobs.submit(workspace, KIND, "test", SPEC, needs_device=True)
+    def submitted(kind: str = KIND) -> Row:
+        row = jobs.submit(workspace, kind, "test", SPEC, needs_device=True)
         eventually(lambda: "waiting" in codes(workspace, row["id"]))
         return workspace.store.job(row["id"])
 
@@ -244,6 +247,63 @@ def test_a_job_whose_workers_keep_dying_is_interrupted_until_somebody_resumes_it
     assert jobs.is_worker_alive(resumed)
 
 
+def test_a_worker_that_had_written_a_checkpoint_gives_its_job_all_restarts_back(
+    workspace: Workspace, wait_in_line: Callable[..., Row], eventually: Eventually
+) -> None:
+    job_id = wait_in_line("finetune")["id"]
+    for checkpoint, restarts in ((None, 1), (None, 2), (5, 1), (None, 2), (10, 1), (None, 2), (None, 3), (None, 3)):
+        row = workspace.store.job(job_id)
+        if checkpoint:
+            written = write_checkpoint(jobs.folder(workspace, job_id), checkpoint)
+            # The clock of files is coarser than time.time().
+            os.utime(written / checkpoints.STATE, (time.time(), time.time()))
+        kill(row, eventually)
+        jobs.reconcile(workspace)
+        assert workspace.store.job(job_id)["restarts"] == restarts
+    assert state(workspace, job_id) == State.INTERRUPTED
+    assert workspace.store.job(job_id)["error"]["done"].endswith("it goes on from the checkpoint of step 10.")
+
+
+def test_a_checkpoint_cut_short_is_no_progress(
+    workspace: Workspace, wait_in_line: Callable[..., Row], eventually: Eventually
+) -> None:
+    job = wait_in_line("finetune")
+    (write_checkpoint(jobs.folder(workspace, job["id"]), 5) / "optimizer.pt").write_bytes(b"PK")
+    workspace.store.execute("UPDATE jobs SET restarts=?", MAX_RESTARTS)
+    kill(job, eventually)
+    jobs.reconcile(workspace)
+    assert state(workspace, job["id"]) == State.INTERRUPTED
+
+
+def kernel_kills(workspace: Workspace, job_id: str, tmp_path: Path) -> None:
+    """Puts a counter of one's own under the worker's, and lets it rise as the kernel does when it has killed."""
+    counter = tmp_path / "memory.events"
+    counter.write_text("oom 3\noom_kill 3\n", encoding="utf-8")
+    files.write_json(jobs.folder(workspace, job_id) / host_memory.REMEMBERED, {"counter": str(counter), "kills": 2})
+
+
+def test_a_worker_that_the_kernel_killed_for_memory_is_said_to_be_and_its_successor_knows(
+    workspace: Workspace, wait_in_line: Callable[..., Row], eventually: Eventually, tmp_path: Path
+) -> None:
+    job = wait_in_line()
+    job_id = job["id"]
+    assert (jobs.folder(workspace, job_id) / host_memory.REMEMBERED).is_file()
+    assert not jobs.died_of_memory(workspace, job_id)
+    kernel_kills(workspace, job_id, tmp_path)
+    workspace.store.execute("UPDATE jobs SET restarts=?", MAX_RESTARTS)
+    kill(job, eventually)
+    jobs.reconcile(workspace)
+    row = workspace.store.job(job_id)
+    assert (row["state"], row["error"]["code"]) == (State.INTERRUPTED, "host_memory_out")
+    assert "host memory ran out" in row["error"]["what"]
+    assert jobs.died_of_memory(workspace, job_id)
+
+    kill(jobs.resume(workspace, job_id), eventually)
+    jobs.reconcile(workspace)
+    assert not jobs.died_of_memory(workspace, job_id), "the last one was killed by a person"
+    assert codes(workspace, job_id)[-3:] == ["resumed", "interrupted", "restarted"]
+
+
 def test_only_ended_jobs_are_resumed(
     workspace: Workspace, wait_in_line: Callable[[], Row], eventually: Eventually
 ) -> None:
@@ -342,6 +402,33 @@ def test_cancelling_keeps_or_discards_checkpoints_as_asked(
     jobs.cancel(workspace, job["id"], keep_checkpoint=keep)
     eventually(lambda: state(workspace, job["id"]) == State.CANCELLED)
     assert kept.exists() == keep
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("found", ["worker alive", "worker dead", "interrupted"])
+def test_a_cancel_and_a_resume_say_from_where_the_job_goes_on(
+    workspace: Workspace, wait_in_line: Callable[..., Row], eventually: Eventually, found: str, keep: bool
+) -> None:
+    job = wait_in_line("finetune")
+    write_checkpoint(jobs.folder(workspace, job["id"]), 10)
+    if found != "worker alive":
+        kill(job, eventually)
+    if found == "interrupted":
+        assert jobs.move(workspace, job["id"], jobs.ACTIVE, State.INTERRUPTED)
+    jobs.cancel(workspace, job["id"], keep_checkpoint=keep)
+    eventually(lambda: "cancelled" in codes(workspace, job["id"]))
+    eventually(lambda: not jobs.is_worker_alive(job))
+    jobs.resume(workspace, job["id"])
+    said = {event["code"]: event["message"] for event in workspace.store.events(job["id"])}
+    where = "from the checkpoint of step 10." if keep else "from step 0, as it has no checkpoint."
+    assert said["cancelled"].endswith(f"Resumed, it goes on {where}")
+    assert said["resumed"] == f"Resumed {where}"
+
+
+def test_a_job_of_another_kind_takes_up_what_it_had_finished(
+    workspace: Workspace, wait_in_line: Callable[..., Row]
+) -> None:
+    assert jobs.start_point(workspace, wait_in_line()) == "with what it had finished"
 
 
 def test_an_inline_job_runs_in_this_process(workspace: Workspace, eventually: Eventually) -> None:

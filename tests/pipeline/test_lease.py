@@ -59,20 +59,71 @@ def test_the_lease_ends_with_its_block_also_when_that_raises(workspace: Workspac
     lock.release()
 
 
-def test_a_second_card_runs_a_second_job(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "indexes", lambda: [0, 3])
+def test_a_second_card_or_part_of_one_runs_a_second_job(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "visible", lambda: [(0, None), (3, "MIG-b"), (3, "MIG-c")])
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     with (
         lease.hold_device(workspace, "job-1", lambda: None) as first,
         lease.hold_device(workspace, "job-2", lambda: None) as second,
+        lease.hold_device(workspace, "job-3", lambda: None) as third,
     ):
-        assert (first, second) == (Device(0), Device(3))
-        second.make_visible()
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+        assert (first, second, third) == (Device(0), Device(3, "MIG-b"), Device(3, "MIG-c"))
+        for device, seen in ((first, "0"), (second, "MIG-b")):
+            device.make_visible()
+            # The driver's numbers mean to CUDA what they mean here.
+            assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == (seen, "PCI_BUS_ID")
 
 
 def test_without_a_gpu_the_cpu_is_the_one_device() -> None:
     assert lease.devices() == [CPU]
-    assert [device.name for device in (CPU, Device(2))] == ["cpu", "gpu-2"]
+    assert [device.name for device in (CPU, Device(2), Device(2, "MIG-b"))] == ["cpu", "gpu-2", "gpu-2-MIG-b"]
+
+
+FIRST, SECOND = "GPU-8932f937-d72c-4106", "GPU-8a5e1b04-0000-4106"
+PART, OTHER_PART = "MIG-c7384736-a75d-5afc", "MIG-28c2d3a2-1111-5afc"
+BY_UUID: dict[str, gpu.Visible] = {FIRST: (0, None), SECOND: (1, None), PART: (1, PART), OTHER_PART: (1, OTHER_PART)}
+
+
+@pytest.mark.parametrize(
+    ("listed", "meant"),
+    [
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("1", [(1, None)]),
+        (" 1 , 0 ", [(1, None), (0, None)]),
+        # Everything after an invalid entry is ignored.
+        ("0,-1,1", [(0, None)]),
+        ("0,2,1", [(0, None)]),
+        ("2,0", []),
+        ("0,,1", [(0, None)]),
+        (FIRST, [(0, None)]),
+        (f"{SECOND},{FIRST}", [(1, None), (0, None)]),
+        ("GPU-89", [(0, None)]),
+        # Short for two of them, or for one that is not here.
+        ("GPU-8", []),
+        ("GPU-77777777,0", []),
+        (PART, [(1, PART)]),
+        ("MIG-28", [(1, OTHER_PART)]),
+        # A device that comes twice empties the list, however it is called.
+        ("1,0,1", []),
+        (f"0,{FIRST}", []),
+    ],
+)
+def test_visible_devices_are_read_by_cudas_rule(listed: str, meant: list[gpu.Visible]) -> None:
+    assert gpu.select(listed, 2, BY_UUID) == meant
+
+
+def test_without_a_driver_no_list_makes_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    def absent() -> None:
+        raise pynvml.NVMLError_LibraryNotFound()
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    for listed in ("0", FIRST):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+        assert (gpu.visible(), gpu.indexes(), gpu.find()) == ([], [], [])
 
 
 @pytest.mark.parametrize(

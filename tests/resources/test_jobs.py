@@ -87,7 +87,7 @@ async def test_the_loss_curve_is_a_picture_with_two_lines(read: Read, job_id: st
     assert isinstance(content, BlobResourceContents)
     assert content.mime_type == "image/png"
     picture = imread(io.BytesIO(base64.b64decode(content.blob)), format="png")
-    assert picture.shape == (495, 880, 4)
+    assert picture.shape == (660, 880, 4)
     colours = {tuple(pixel) for pixel in (picture[..., :3] * 255).round().astype(int).reshape(-1, 3).tolist()}
     # matplotlib's first two colours: the training and the eval curve.
     assert {(0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)} <= colours

@@ -70,7 +70,9 @@ async def test_a_value_that_is_no_option_is_shown_with_the_options(refused: Refu
     text = await refused("prepare_dataset", source="x.jsonl", format="alpacca")
     assert "format='alpacca': " in text
     assert "Allowed: one of auto, alpaca, sharegpt, chatml, prompt_completion, question_answer, " in text
-    assert "Allowed: one of sft." in await refused("start_finetune", dataset_id="ds-x", method="dpo")
+    assert "Allowed: one of sft, cpt, dpo, kto, orpo, grpo." in await refused(
+        "start_finetune", dataset_id="ds-x", method="ppo"
+    )
 
 
 async def test_several_wrong_arguments_are_all_named(refused: Refused) -> None:

@@ -1,5 +1,8 @@
 """get_status: one job, the overview, waiting, and what it suggests by state."""
 
+import base64
+import json
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,7 +10,9 @@ from typing import Any
 import anyio
 import pytest
 from mcp import Client
+from mcp.types import ImageContent, TextContent, Tool
 
+from tunewright.pipeline import processes
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -16,6 +21,8 @@ pytestmark = pytest.mark.anyio
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
 EndedJob = Callable[..., str]
+# An answer's characters for each of its tokens: JSON of numbers, ids and words has 3 and more.
+MAX_CHARACTERS = 3 * 4000
 
 
 @pytest.fixture
@@ -107,6 +114,75 @@ async def test_a_job_shows_its_curves_its_events_and_its_log(
     assert job["events"] == [f"info note: event {number}" for number in range(5, 9)]
     assert job["log"].endswith(f"{job_id}/worker.log")
     assert len((await call("get_status", job_id=job_id, detail="detailed"))["job"]["events"]) == 9
+
+
+@pytest.fixture
+def ill_job(ended_job: EndedJob, workspace: Workspace) -> str:
+    """A running GRPO job with everything that can be said of one: long numbers, all alerts, many long events."""
+    error = dict.fromkeys(("code", "what", "allowed", "next", "done"), "word " * 60)
+    job_id = ended_job("finetune", "failed", result={"adapter_id": "ad-x", "metrics": {"loss": 1.0}}, error=error)
+    plan = {"tokens_per_s": 12345.678, "peak_gib": 70.5, "time_s": 9999.5, "steps": 5000}
+    spec = {"method": "grpo", "arguments": {"learning_rate": 5e-6, "max_seq_length": 2048}, "plan": plan}
+    store = workspace.store
+    # This process stands for a worker that is alive.
+    store.execute(
+        "UPDATE jobs SET state='running', ended_at=NULL, spec=?, pid=?, pid_started=? WHERE id=?",
+        json.dumps(spec), os.getpid(), processes.start_time(os.getpid()), job_id,
+    )  # fmt: skip
+    store.add_metric(job_id, "run", 0, {"truncated_share": 0.2, "limit_gib": 80, "host_total_gib": 64})
+    names = ["grad_norm", "learning_rate", "epoch", "entropy", "kl", "reward_std", "completion_length", "loss_share"]
+    for step in range(1, 201):
+        numbers = {f"reward_{name}": 0.12345678 for name in ("exact_match", "json_schema", "language", "format")}
+        numbers |= {"loss": 1234.12345678, "reward": 0.12345678, "tokens_per_s": 100.5, "peak_gib": 79.9}
+        numbers |= {"host_free_gib": 0.1} | dict.fromkeys(names, 0.12345678)
+        store.add_metric(job_id, "train", step, numbers)
+        store.add_metric(job_id, "eval", step, numbers)
+        store.add_event(job_id, "warning", "alert", "A sentence about the run, with its advice. " * 9)
+    return job_id
+
+
+async def test_alerts_come_with_advice_and_the_plan_beside_what_came(call: Call, ill_job: str) -> None:
+    job = (await call("get_status", job_id=ill_job))["job"]
+    assert [alert["code"] for alert in job["alerts"]] == [
+        "reward_not_rising", "truncation", "gpu_nearly_full", "slow", "host_memory_low",
+    ]  # fmt: skip
+    assert all(set(alert) == {"code", "message", "advice"} for alert in job["alerts"])
+    assert job["plan"]["tokens_per_s"] == {"planned": 12345.678, "actual": 100.5}
+    assert job["shape"]["reward"]["first"] == 0.1235
+    assert job["metrics"]["reward_json_schema"] == job["metrics"]["eval_kl"] == 0.12346
+
+
+@pytest.mark.parametrize("detail", ["concise", "detailed", "image"])
+async def test_whatever_happened_the_answer_is_short(client: Client, ill_job: str, detail: str) -> None:
+    result = await client.call_tool("get_status", {"job_id": ill_job, "detail": detail})
+    text = result.content[0]
+    assert isinstance(text, TextContent)
+    assert json.loads(text.text) == result.structured_content
+    assert len(text.text) < MAX_CHARACTERS
+
+
+async def test_the_curves_come_as_a_picture_beside_the_answer(
+    client: Client, call: Call, ended_job: EndedJob, workspace: Workspace
+) -> None:
+    job_id = ended_job("finetune", "succeeded", {"adapter_id": "ad-x"})
+    for step in range(1, 31):
+        workspace.store.add_metric(job_id, "train", step, {"loss": 3 / step, "learning_rate": 1e-4})
+    result = await client.call_tool("get_status", {"job_id": job_id, "detail": "image"})
+    text, image = result.content
+    assert isinstance(text, TextContent) and isinstance(image, ImageContent)
+    assert image.mime_type == "image/png" and base64.b64decode(image.data).startswith(b"\x89PNG\r\n\x1a\n")
+    assert result.structured_content == await call("get_status", job_id=job_id)
+
+
+async def test_without_metrics_there_is_no_picture(
+    call: Call, refused: Callable[..., Awaitable[str]], ended_job: EndedJob
+) -> None:
+    job_id = ended_job("export", "succeeded")
+    assert (await refused("get_status", job_id=job_id, detail="image")).startswith(f"no_metrics: {job_id} has no")
+
+
+async def test_the_tool_takes_little_of_the_list(tools: dict[str, Tool]) -> None:
+    assert len(tools["get_status"].model_dump_json(by_alias=True, exclude_none=True)) < 2300
 
 
 async def test_a_failure_is_data_with_code_cause_and_hint(call: Call, ended_job: EndedJob) -> None:

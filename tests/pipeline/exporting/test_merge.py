@@ -1,5 +1,6 @@
 """Merging: the same numbers as peft's own, shard by shard, and a refusal for whatever is not understood."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ def test_merged_logits_are_those_of_the_base_with_its_adapter(into: Any, tiny: A
         {"modules_to_save": ["lm_head"], "use_rslora": True, "rank_pattern": {"v_proj": 2}},
         {"target_modules": ["embed_tokens", "o_proj"]},
         {"bias": "lora_only"},
+        {"use_dora": True, "use_rslora": True, "alpha_pattern": {"down_proj": 3}},
     ],
-    ids=["all-linear", "rslora", "patterns", "modules-to-save", "embedding", "bias"],
+    ids=["all-linear", "rslora", "patterns", "modules-to-save", "embedding", "bias", "dora"],
 )
 def test_every_merged_weight_is_bit_for_bit_what_peft_computes(
     config: dict[str, Any], into: Any, tiny: Any, base: Path, tmp_path: Path
@@ -196,6 +198,54 @@ def test_training_the_embedding_of_a_tied_base_is_refused(into: Any, tiny: Any, 
     adapter = tiny.adapter(tmp_path / "adapter", base, target_modules=["embed_tokens"])
     with pytest.raises(InvalidInput, match="embed_tokens"):
         into(tied, adapter)
+
+
+def test_a_tied_embedding_trained_as_one_matrix_stays_one(into: Any, tiny: Any, tmp_path: Path) -> None:
+    tied = tiny.base(tmp_path / "tied", tied=True)
+    saved = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}
+    adapter = tiny.adapter(tmp_path / "adapter", tied, **saved)
+    merged = into(tied, adapter)
+    assert "lm_head.weight" not in tensors(merged)
+    assert not torch.equal(*(tensors(folder)["model.embed_tokens.weight"] for folder in (tied, merged)))
+    with torch.no_grad():
+        expected = tiny.with_adapter(tied, adapter)(input_ids=IDS).logits
+        torch.testing.assert_close(tiny.load(merged)(input_ids=IDS).logits, expected, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_a_tied_embedding_whose_head_went_its_own_way_is_refused(into: Any, tiny: Any, tmp_path: Path) -> None:
+    tied = tiny.base(tmp_path / "tied", tied=True)
+    adapter = tiny.adapter(tmp_path / "adapter", tied, modules_to_save=["embed_tokens"])
+    with pytest.raises(InvalidInput, match="embed_tokens"):
+        into(tied, adapter)
+
+
+def test_a_loftq_adapter_is_merged_into_what_4_bits_left_of_the_base(
+    into: Any, tiny: Any, base: Path, tmp_path: Path
+) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    adapter = tiny.adapter(tmp_path / "adapter", base)
+    name = "model.layers.1.mlp.down_proj.weight"
+    weight = tensors(base)[name]
+    layer = Linear4bit(weight.shape[1], weight.shape[0], bias=False, compress_statistics=True, quant_type="nf4")
+    layer.load_state_dict({"weight": weight})
+    with torch.no_grad():
+        of_base = layer.to("cpu")(torch.eye(weight.shape[1])).T
+    before = tensors(into(base, adapter))
+    edit_config(adapter, loftq_config={"loftq_bits": 4, "loftq_iter": 1})
+    shutil.rmtree(tmp_path / "merged")
+    after = tensors(into(base, adapter))
+    expected = before[name].float() - weight.float() + of_base
+    torch.testing.assert_close(after[name].float(), expected, rtol=0.02, atol=2e-3)
+    assert torch.equal(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"])
+
+
+def test_a_model_trained_as_a_whole_only_changes_its_width(into: Any, tiny: Any, tmp_path: Path) -> None:
+    whole = tiny.base(tmp_path / "whole", dtype=torch.float32)
+    merged = tensors(into(whole, whole))
+    assert tensors(whole).keys() == merged.keys()
+    assert all(torch.equal(merged[name], tensor.bfloat16()) for name, tensor in tensors(whole).items())
 
 
 def test_an_adapter_of_another_width_is_refused(into: Any, base: Path, tiny: Any, tmp_path: Path) -> None:

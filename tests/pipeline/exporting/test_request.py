@@ -51,3 +51,12 @@ def test_an_adapter_whose_weights_are_gone_is_refused(workspace: Workspace, row:
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(NotFound, match="adapter_missing"):
         request.check(workspace, row["id"], ["lora"])
+
+
+def test_a_whole_model_is_exported_merged_and_never_as_a_lora(workspace: Workspace, tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
+    row = tiny.add_adapter(workspace, tmp_path, tmp_path, form="full")
+    assert request.check(workspace, row["id"], ["merged_16bit"])["outputs"] == ["merged_16bit"]
+    for outputs, scale in ((["lora", "merged_16bit"], 1.0), (["merged_16bit"], 0.5)):
+        with pytest.raises(InvalidInput, match="not_an_adapter"):
+            request.check(workspace, row["id"], outputs, adapter_scale=scale)

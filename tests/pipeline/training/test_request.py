@@ -6,20 +6,32 @@ import pytest
 from pydantic import ValidationError
 
 from tunewright.pipeline import files, gpu
-from tunewright.pipeline.errors import InvalidInput, NoSpace, NotFound
+from tunewright.pipeline.errors import InvalidInput, NoSpace, NotFound, Unavailable
+from tunewright.pipeline.planning import machine
 from tunewright.pipeline.training import request
-from tunewright.pipeline.training.arguments import TARGET_MODULES, TrainingArguments
+from tunewright.pipeline.training.arguments import METHODS, TARGET_MODULES, Goal, TrainingArguments
 from tunewright.pipeline.workspace import Workspace
 
 Usage = namedtuple("Usage", "total used free")
 Check = Callable[..., dict[str, Any]]
 DATASET, ADAPTER = "ds-identity-0001", "ad-identity-0001"
+HISTOGRAM = [
+    {"from": 32, "to": 48, "rows": 40},
+    {"from": 48, "to": 64, "rows": 50},
+    {"from": 96, "to": 128, "rows": 10},
+]
+TOKENS = {
+    "p50": 50, "p90": 60, "p95": 100, "p99": 100, "max": 100, "mean": 52.0, "total": 5200, "counted_rows": 100,
+    "histogram": HISTOGRAM, "estimated": False, "sampled": False,
+}  # fmt: skip
+DOCUMENT = {"tokens": TOKENS, "train_rows": 100, "eval_rows": 0, "format": "alpaca"}
+GOALS: tuple[Goal, Goal] = ("fast", "quality")
 
 
 @pytest.fixture
 def check(workspace: Workspace) -> Check:
     """`check(**arguments)`: the spec of a fine-tune of the toy on a dataset whose longest row has 100 tokens."""
-    workspace.store.add_artifact(DATASET, "dataset", "identity", {"tokens": {"p90": 60, "max": 100}}, parents=[])
+    workspace.store.add_artifact(DATASET, "dataset", "identity", DOCUMENT, parents=[])
 
     def checked(
         model: str = "toy", method: str = "sft", continue_from: str | None = None, **arguments: Any
@@ -35,29 +47,23 @@ def test_everything_is_chosen_for_a_cpu(check: Check) -> None:
     assert spec["continue_from"] is None
     arguments = spec["arguments"]
     assert arguments["load_in_4bit"] is False and arguments["packing"] is False
-    assert (arguments["batch_size"], arguments["gradient_accumulation"]) == (8, 1)
-    assert arguments["lora_alpha"] == 2 * arguments["lora_rank"] == 32
+    assert (arguments["precision"], arguments["optimizer"]) == ("fp32", "adamw_torch")
+    assert arguments["lora_alpha"] == 2 * arguments["lora_rank"]
     assert arguments["target_modules"] == TARGET_MODULES
-    assert arguments["max_seq_length"] == 256
+    assert set(spec["plan"]) == {"peak_gib", "tokens_per_s", "time_s", "steps"}
+    assert all(value > 0 for value in spec["plan"].values())
 
 
-@pytest.mark.parametrize(("p90", "batch_size"), [(20, 8), (128, 4), (300, 1), (4000, 1)])
-def test_long_rows_go_through_a_cpu_in_small_batches(
-    workspace: Workspace, check: Check, p90: int, batch_size: int
-) -> None:
-    workspace.store.execute(f"UPDATE artifacts SET document=json_set(document, '$.tokens.p90', {p90})")
+def test_a_gpu_trains_packed_with_an_eight_bit_optimizer(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = gpu.Gpu(0, "NVIDIA L4", 22.0, 22.0, (8, 9), "580")
+    monkeypatch.setattr(gpu, "find", lambda: [card])
+    monkeypatch.setattr(machine, "_held_by_tunewright", lambda: {})
     arguments = check()["arguments"]
-    assert (arguments["batch_size"], arguments["gradient_accumulation"]) == (batch_size, 8 // batch_size)
-
-
-def test_a_gpu_trains_in_four_bits_and_packed(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "indexes", lambda: [0])
-    arguments = check()["arguments"]
-    assert arguments["load_in_4bit"] is True and arguments["packing"] is True
-    assert arguments["batch_size"] * arguments["gradient_accumulation"] == 8
+    assert arguments["packing"] is True
+    assert (arguments["precision"], arguments["optimizer"]) == ("bf16", "adamw_8bit")
     arguments = check(load_in_4bit=False, packing=False, batch_size=3)["arguments"]
     assert arguments["load_in_4bit"] is False and arguments["packing"] is False
-    assert (arguments["batch_size"], arguments["gradient_accumulation"]) == (3, 2)
+    assert arguments["batch_size"] == 3
 
 
 def test_what_is_asked_for_is_not_changed(check: Check) -> None:
@@ -70,18 +76,8 @@ def test_what_is_asked_for_is_not_changed(check: Check) -> None:
     assert spec["name"] == "mine"
 
 
-@pytest.mark.parametrize(
-    ("longest", "chosen"), [(10, 256), (170, 256), (171, 320), (1000, 1536), (1500, 2048), (10**6, 2048)]
-)
-def test_the_sequence_length_is_the_data_and_a_half(
-    workspace: Workspace, check: Check, longest: int, chosen: int
-) -> None:
-    workspace.store.execute(f"UPDATE artifacts SET document=json_set(document, '$.tokens.max', {longest})")
-    assert check()["arguments"]["max_seq_length"] == chosen
-
-
 def test_four_bits_without_a_gpu_are_refused(check: Check) -> None:
-    with pytest.raises(InvalidInput, match=r"four_bit_needs_gpu: load_in_4bit=true, .*load_in_4bit=false"):
+    with pytest.raises(InvalidInput, match=r"four_bit_needs_gpu: load_in_4bit=true, .*16-bit LoRA"):
         check(load_in_4bit=True)
 
 
@@ -97,8 +93,56 @@ def test_a_sequence_beyond_the_models_context_is_refused_with_the_bound(check: C
 
 
 def test_an_unknown_method_names_the_known_ones(check: Check) -> None:
-    with pytest.raises(InvalidInput, match=r"unknown_method: method='dpo'.*Supported: sft\..*method=\"sft\""):
-        check(method="dpo")
+    with pytest.raises(InvalidInput, match=r"unknown_method: method='ppo'.*Supported: sft, cpt, dpo.*method=\"sft\""):
+        check(method="ppo")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fitting"),
+    [("sft", {"sft", "grpo"}), ("text", {"cpt"}), ("preference", {"dpo", "orpo"}), ("kto", {"kto"})],
+)
+def test_each_kind_of_data_is_for_its_methods(workspace: Workspace, check: Check, kind: str, fitting: set[str]) -> None:
+    workspace.store.execute(f"UPDATE artifacts SET document=json_set(document, '$.kind', '{kind}')")
+    for method in METHODS:
+        rewards = {"rewards": [{"kind": "exact_match"}]} if method == "grpo" else {}
+        if method in fitting:
+            assert check(method=method, **rewards)["method"] == method
+        else:
+            with pytest.raises(InvalidInput, match=rf"dataset_of_another_kind: .*{kind} data") as caught:
+                check(method=method, **rewards)
+            assert any(f'method="{name}"' in caught.value.next for name in fitting)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "says"),
+    [
+        ("sft", {"rewards": [{"kind": "exact_match"}]}, "rewards are for"),
+        ("grpo", {}, "needs rewards"),
+        ("grpo", {"rewards": [{"kind": "exact_match"}], "train_on": "all"}, "train_on"),
+        ("sft", {"finetuning_type": "full", "use_dora": True}, "use_dora is of LoRA"),
+        ("sft", {"trainable_layers": 2}, "trainable_layers is for"),
+        ("sft", {"use_loftq": True}, "use_loftq"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(
+    check: Check, method: str, arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"arguments_contradict: .*{says}"):
+        check(method=method, **arguments)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_how_to_install_it(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match=r"tracker_not_installed: report_to names wandb.*pip install wandb"):
+        check(report_to=["wandb"])
+
+
+def test_the_goal_changes_the_plan(workspace: Workspace) -> None:
+    workspace.store.add_artifact(DATASET, "dataset", "identity", DOCUMENT, parents=[])
+    fast, quality = (request.check(workspace, DATASET, "toy", "sft", TrainingArguments(), None, goal) for goal in GOALS)
+    assert fast["arguments"]["epochs"] < quality["arguments"]["epochs"]
 
 
 def test_an_unknown_dataset_is_refused(workspace: Workspace) -> None:
