@@ -25,9 +25,9 @@ from tunewright.examples.session import Answer, ToolFailed, call, connect, follo
 DATA = Path(__file__).parent / "data" / "lumen_support.jsonl"
 # The toy has four million parameters: it wants a higher rate and more passes than a real model.
 TOY_TRAINING: dict[str, Any] = {"learning_rate": 3e-3, "lora_rank": 32, "epochs": 20}
-# The demo's file is small: at the defaults a real model would see it for some twenty steps.
-REAL_TRAINING: dict[str, Any] = {"max_steps": 150, "lora_rank": 32}
 QUESTIONS = 4
+# Of the plan's, so many are shown.
+REASONS = 5
 # Likeness of an answer to the dataset's, 0 to 1. What the toy has learned it says nearly word for word.
 LEARNED, MARGIN = 0.8, 0.3
 BARS = "▁▂▃▄▅▆▇█"
@@ -64,6 +64,7 @@ async def _chain(home: str | None, model: str, data: str, log: Path) -> bool:
     async with connect(home, log=log) as client:
         place = await _environment(client)
         dataset = await _dataset(client, data, model)
+        await _plan(client, dataset["dataset_id"], model)
         adapter_id = await _train(client, dataset["dataset_id"], model)
         learned, asked = await _compare(client, dataset["dataset_id"], adapter_id, strict=model == "toy")
         export = await _export(client, adapter_id)
@@ -103,9 +104,22 @@ async def _dataset(client: Client, data: str, model: str) -> Answer:
     return dataset
 
 
+async def _plan(client: Client, dataset_id: str, model: str) -> None:
+    _title("3. Plan", f"plan_finetune(dataset_id={dataset_id!r}, model={model!r})")
+    plan = await call(client, "plan_finetune", dataset_id=dataset_id, model=model)
+    console.print(
+        f"   {plan['peak_gib']:.1f} of {plan['limit_gib']:.0f} GiB on {escape(plan['device'])}, {plan['steps']} steps, "
+        f"about {plan['time_s']:.0f} s"
+    )
+    for name, reason in list(plan["reasons"].items())[:REASONS]:
+        console.print(f"   [dim]{name:24}[/] {escape(reason)}")
+    for warning in plan["warnings"]:
+        console.print(f"   [yellow]{escape(warning)}[/]")
+
+
 async def _train(client: Client, dataset_id: str, model: str) -> str:
-    training = TOY_TRAINING if model == "toy" else REAL_TRAINING
-    _title("3. Fine-tune", f"start_finetune(dataset_id={dataset_id!r}, model={model!r}, …)")
+    training = TOY_TRAINING if model == "toy" else {}
+    _title("4. Fine-tune", f"start_finetune(dataset_id={dataset_id!r}, model={model!r}, …)")
     started = await call(client, "start_finetune", dataset_id=dataset_id, model=model, **training)
     console.print(f"   {started['job_id']} runs in its own process; this client could leave now.")
     columns = (
@@ -127,7 +141,7 @@ async def _train(client: Client, dataset_id: str, model: str) -> str:
 
         status = await follow(client, started["job_id"], show, wait_s=1)
     result = status["result"]
-    _title("4. How did it go?", f"get_status(job_id={started['job_id']!r})")
+    _title("5. How did it go?", f"get_status(job_id={started['job_id']!r})")
     console.print(f"   training loss  {_sparkline(status['loss_curve'])}")
     if status["eval_curve"]:
         console.print(f"   eval loss      {_sparkline(status['eval_curve'])}")
@@ -146,7 +160,7 @@ def _sparkline(curve: list[list[float]]) -> str:
 async def _compare(client: Client, dataset_id: str, adapter_id: str, *, strict: bool) -> tuple[bool, tuple[str, str]]:
     """Asks base and tuned the dataset's own questions. Returns whether it has learned, and the first question with
     the tuned model's answer."""
-    _title("5. Base and tuned, the same questions", f"chat_with_adapter({adapter_id!r}, compare_with_base=True)")
+    _title("6. Base and tuned, the same questions", f"chat_with_adapter({adapter_id!r}, compare_with_base=True)")
     shown = await call(client, "inspect_dataset", dataset_id=dataset_id, rows=QUESTIONS)
     table = Table(show_lines=True)
     for column, style in (("question", "bold"), ("base", "red"), ("tuned", "green")):
@@ -181,7 +195,7 @@ def _likeness(text: str, reference: str) -> float:
 
 
 async def _export(client: Client, adapter_id: str) -> Answer:
-    _title("6. Merge and convert", f"merge_and_export(adapter_id={adapter_id!r})")
+    _title("7. Merge and convert", f"merge_and_export(adapter_id={adapter_id!r})")
     started = await call(client, "merge_and_export", adapter_id=adapter_id, outputs=["merged_16bit", "gguf:q8_0"])
     with console.status("   merging") as spinner:
         status = await follow(
@@ -196,7 +210,7 @@ async def _export(client: Client, adapter_id: str) -> Answer:
 def _ask_gguf(export: Answer, asked: tuple[str, str], log: Path) -> None:
     from tunewright.pipeline.exporting.runtime import LlamaRuntime
 
-    _title("7. The GGUF file in llama.cpp", "the same question to the file alone")
+    _title("8. The GGUF file in llama.cpp", "the same question to the file alone")
     gguf = next(file["path"] for file in export["files"] if file["output"].startswith("gguf"))
     question, before = asked
     with LlamaRuntime(Path(gguf), log=log) as runtime:
@@ -207,7 +221,7 @@ def _ask_gguf(export: Answer, asked: tuple[str, str], log: Path) -> None:
 
 
 async def _dry_runs(client: Client, export_id: str) -> None:
-    _title("8. Publish? Dry runs only", "publish_to_ollama(dry_run=True), publish_to_hub(dry_run=True)")
+    _title("9. Publish? Dry runs only", "publish_to_ollama(dry_run=True), publish_to_hub(dry_run=True)")
     ollama = await call(client, "publish_to_ollama", export_id=export_id, model_name="lumen-support", dry_run=True)
     console.print(Panel(escape(ollama["plan"]["modelfile"].strip()), title="Modelfile", border_style="dim"))
     hub = await call(client, "publish_to_hub", artifact_id=export_id, repo_id="me/lumen-support", dry_run=True)

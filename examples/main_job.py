@@ -1,6 +1,6 @@
 """The main job on data of your own, step by step, as a script to read: `python examples/main_job.py FILE [MODEL]`.
 
-Prepares the file, fine-tunes, chats, exports to GGUF, and prints what each step answered. Nothing is published.
+Prepares the file, plans, fine-tunes, chats, exports to GGUF, and prints what each step answered. Nothing is published.
 """
 
 import asyncio
@@ -20,9 +20,11 @@ async def main(source: str, model: str, max_steps: int = 60) -> None:
         dataset = await call(client, "prepare_dataset", source=source, model=model)
         show("prepare_dataset", dataset, "dataset_id", "format", "train_rows", "eval_rows", "dropped", "warnings")
 
-        started = await call(
-            client, "start_finetune", dataset_id=dataset["dataset_id"], model=model, max_steps=max_steps
-        )
+        plan = await call(client, "plan_finetune", dataset_id=dataset["dataset_id"], model=model)
+        show("plan_finetune", plan, "peak_gib", "time_s", "reasons", "warnings")
+
+        planned = plan["next_steps"][0]["arguments"] | {"max_steps": max_steps}
+        started = await call(client, "start_finetune", **planned)
         show("start_finetune", started, "job_id", "arguments")
         training = await follow(
             client, started["job_id"], lambda s: print(f"  {s['state']} {s['done']:g}/{s['total']:g}")

@@ -48,6 +48,7 @@ def delete(workspace: Workspace, artifact_id: str, *, confirm: bool) -> tuple[st
     row = workspace.store.artifact(artifact_id)
     artifact_id, folder = row["id"], folder_of(workspace, row)
     needing = [child["id"] for child in workspace.store.children(artifact_id) if _needs(child, row)]
+    needing += _trained_on(workspace, artifact_id)
     if needing:
         raise _still_needed(
             artifact_id, needing, "Delete those first.", call("delete_artifact", artifact_id=needing[0], confirm=True)
@@ -82,6 +83,12 @@ def _needs(child: Row, parent: Row) -> bool:
     """What was made from the parent is told from it (cards, provenance, checks). An adapter that went on from another
     holds that one's weights, and needs it no more."""
     return (parent["kind"], child["kind"]) in {("adapter", "export"), ("dataset", "adapter"), ("export", "publication")}
+
+
+def _trained_on(workspace: Workspace, artifact_id: str) -> list[str]:
+    """Adapters whose base lies in the artifact's folder: a model that was trained as a whole, or a merged one."""
+    adapters = workspace.store.artifacts("adapter")
+    return [row["id"] for row in adapters if artifact_id in Path(row["document"].get("base_path") or "").parts]
 
 
 def _delete_job(workspace: Workspace, job_id: str, *, confirm: bool) -> tuple[str, int]:

@@ -262,12 +262,13 @@ def deleted_input(workspace: Workspace, job_id: str) -> str | None:
 
 
 def naming(workspace: Workspace, artifact_id: str, *states: State) -> list[Row]:
-    """The jobs in one of `states` whose spec names the artifact, newest first."""
+    """The jobs in one of `states` whose spec names the artifact, by its id or a path to it, newest first."""
     marks = ",".join("?" * len(states))
-    sql = f"SELECT * FROM jobs WHERE state IN ({marks}) AND instr(spec, ?) ORDER BY seq DESC"
-    return workspace.store.rows(sql, *states, json.dumps(artifact_id))
+    named = "(instr(spec, ?) OR instr(spec, ?) OR instr(spec, ?))"
+    sql = f"SELECT * FROM jobs WHERE state IN ({marks}) AND {named} ORDER BY seq DESC"
+    return workspace.store.rows(sql, *states, f'"{artifact_id}"', f'/{artifact_id}"', f"/{artifact_id}/")
 
 
 def newest(workspace: Workspace, limit: int = 20) -> list[Row]:
-    """Jobs, newest first."""
-    return workspace.store.rows("SELECT * FROM jobs ORDER BY seq DESC LIMIT ?", limit)
+    """Jobs, what runs first, then the newest."""
+    return workspace.store.rows("SELECT * FROM jobs ORDER BY state='running' DESC, seq DESC LIMIT ?", limit)

@@ -24,6 +24,8 @@ from tunewright.pipeline.workspace import Workspace
 
 # The server's answers come first where both share two cores.
 NICENESS = 5
+# How SQLite, safetensors and torch.save (which names no cause) say that nothing more could be written.
+DISK_FULL = ("disk is full", "No space left on device", "] . unexpected pos ")
 
 
 def stage(kind: str) -> Callable[[JobContext], dict[str, Any]]:
@@ -112,7 +114,9 @@ def _describe(context: JobContext, error: BaseException) -> dict[str, str]:
         hint = (
             "Lower batch_size (and raise gradient_accumulation alike), max_seq_length or lora_rank; load_in_4bit=true."
         )
-    elif "disk is full" in text or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    elif any(words in str(error) for words in DISK_FULL) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
         code, hint = "no_disk_space", "Free some space; list_artifacts() shows what is there."
         retry = call("resume_job", job_id=context.job_id)
     return {

@@ -7,7 +7,7 @@ from mcp.types import ToolAnnotations
 from pydantic import BaseModel, Field
 
 from tunewright.pipeline import artifacts
-from tunewright.tools.framework import AppContext, Result, TunewrightServer, step, workspace_of
+from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
 
 Kind = Literal["dataset", "job", "adapter", "export", "publication"]
 
@@ -46,8 +46,24 @@ def list_artifacts(
         for row in rows
     ]  # fmt: skip
     following: dict[str, Any] = {"page": page + 1} | ({"kind": kind} if kind else {})
-    steps = [step("list_artifacts", "The next page.", **following)] if more else []
+    steps = [_look(line) for line in lines[:1]]
+    if more:
+        steps.append(step("list_artifacts", "The next page.", **following))
     return Artifacts(artifacts=lines, page=page, more=more, next_steps=steps)
+
+
+def _look(line: ArtifactLine) -> NextStep:
+    match line.kind:
+        case "dataset":
+            return step("inspect_dataset", "Look at its rows.", dataset_id=line.id)
+        case "job":
+            return step("get_status", "How it went.", job_id=line.id)
+        case "adapter":
+            return step("chat_with_adapter", "Hear it.", adapter_id=line.id, prompt="Who are you?")
+        case "publication":
+            return step("list_artifacts", "What can be published.", kind="export")
+        case _:
+            return step("publish_to_ollama", "Look first.", export_id=line.id, model_name="my-model", dry_run=True)
 
 
 def delete_artifact(

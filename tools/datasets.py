@@ -108,7 +108,7 @@ async def prepare_dataset(
         dropped=_concise(document["dropped"]),
         mended=_concise(document["mended"]),
         report_html=str(Path(document["path"]) / "report.html"),
-        next_steps=_after(dataset["id"], document["kind"], model),
+        next_steps=_after(dataset["id"], model),
     )
 
 
@@ -120,9 +120,9 @@ def _concise(tally: dict[str, Any]) -> dict[str, Dropped]:
     }
 
 
-def _after(dataset_id: str, kind: str, model: str) -> list[NextStep]:
+def _after(dataset_id: str, model: str) -> list[NextStep]:
     look = step("inspect_dataset", "See what the loss is computed on.", dataset_id=dataset_id, view="mask", model=model)
-    return [look, *([step("start_finetune", "Train on it.", dataset_id=dataset_id, model=model)] * (kind == "sft"))]
+    return [look, step("plan_finetune", "How to train on it here.", dataset_id=dataset_id, model=model)]
 
 
 def inspect_dataset(
@@ -147,10 +147,9 @@ def inspect_dataset(
     )  # fmt: skip
     found.pop("model")
     following = offset + rows
-    steps: list[NextStep] = []
-    if found.pop("kind") == "sft":
-        trained = model or environment.suggested_model()
-        steps.append(step("start_finetune", "Train on it.", dataset_id=found["dataset_id"], model=trained))
+    found.pop("kind")
+    trained = model or environment.suggested_model()
+    steps = [step("plan_finetune", "How to train on it here.", dataset_id=found["dataset_id"], model=trained)]
     if following < found["rows_in_split"]:
         page: dict[str, Any] = {"dataset_id": found["dataset_id"], "view": view, "rows": rows, "offset": following}
         page |= {"split": split} | ({"model": model} if model else {})

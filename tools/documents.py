@@ -118,9 +118,9 @@ def add_examples(
         ]
     if done.row:
         steps.append(step("inspect_dataset", "Look at the rows.", dataset_id=done.row["id"]))
-        if document["kind"] == "sft" and document["train_rows"] >= ENOUGH_ROWS:
+        if document["train_rows"] >= ENOUGH_ROWS:
             model = environment.suggested_model()
-            steps.append(step("start_finetune", "Enough to train on.", dataset_id=done.row["id"], model=model))
+            steps.append(step("plan_finetune", "Enough to train on.", dataset_id=done.row["id"], model=model))
     return Added(
         dataset_id=done.dataset_id,
         accepted=done.accepted,

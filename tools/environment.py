@@ -67,7 +67,7 @@ def list_models(
     Any other Hub id or local folder with safetensors can be named too.
     """
     rows = environment.list_models(workspace_of(ctx), query, fits_only)
-    steps = [step("start_finetune", "Train this one.", dataset_id="DATASET_ID", model=rows[0]["model"])] if rows else []
+    steps = [step("plan_finetune", "What it takes.", dataset_id="DATASET_ID", model=rows[0]["model"])] if rows else []
     return Models(models=[ModelView(**row) for row in rows], next_steps=steps)
 
 

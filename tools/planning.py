@@ -45,8 +45,8 @@ class Planned(Result):
 def plan_finetune(
     ctx: AppContext,
     dataset_id: str,
-    model: Annotated[str, Field(max_length=500)] = DEFAULT_MODEL,
-    method: Annotated[Literal["auto"] | Method, Field(description="auto: what the dataset is for.")] = "auto",
+    model: Annotated[str, Field(min_length=1, max_length=500)] = DEFAULT_MODEL,
+    method: Annotated[Literal["auto", Method], Field(description="auto: what the dataset is for.")] = "auto",
     goal: Goal = "balanced",
     vram_limit_gib: Annotated[float | None, Field(gt=0, le=4096)] = None,
 ) -> Planned:
@@ -62,6 +62,8 @@ def plan_finetune(
     spec = request.check(workspace, dataset["id"], model, chosen_method, given, None, goal)
     base, machine = models.resolve(workspace, model), this_machine(vram_limit_gib)
     made = plan.choose(base, dataset, chosen_method, given, machine, goal)
+    if rewards:
+        made.reasons["rewards"] = "exact_match stands in for what you want rewarded: say that instead"
     others = plan.alternatives(base, dataset, chosen_method, given, machine, goal, made)
     start: Arguments = {"dataset_id": dataset["id"], "model": spec["model"], "method": chosen_method}
     return Planned(

@@ -8,7 +8,7 @@ from mcp.server.mcpserver import Image
 from mcp.types import CallToolResult, ContentBlock, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from tunewright.pipeline import jobs, plots, status
+from tunewright.pipeline import environment, jobs, plots, status
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
@@ -102,7 +102,8 @@ def _result(found: Status, *more: ContentBlock) -> CallToolResult:
 def _begin(workspace: Workspace) -> NextStep:
     datasets = workspace.store.artifacts("dataset", limit=1)
     if datasets:
-        return step("start_finetune", "Train on the newest dataset.", dataset_id=datasets[0]["id"])
+        model = environment.suggested_model()
+        return step("plan_finetune", "How to train on the newest.", dataset_id=datasets[0]["id"], model=model)
     return step("prepare_dataset", "Begin with data.", source="PATH")
 
 

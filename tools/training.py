@@ -32,6 +32,7 @@ class Started(Result):
 class FinetuneStarted(Started):
     # What plan_finetune tells in full: peak_gib, tokens_per_s, time_s, steps.
     plan: dict[str, float]
+    warnings: list[str]
 
 
 class JobState(Result):
@@ -70,14 +71,16 @@ def start_finetune(
         defaults = TrainingArguments.model_validate({}).model_dump()
         given = {key: value for key, value in spec["arguments"].items() if value != defaults[key]}
         start = {"dataset_id": spec["dataset_id"], "model": spec["model"], "method": method, **given}
+        if spec["continue_from"]:
+            start["continue_from"] = spec["continue_from"]
         return FinetuneStarted(
             job_id=None, state="not started (dry run)", arguments=spec["arguments"], plan=spec["plan"],
-            next_steps=[step("start_finetune", "Start it.", **start)],
+            warnings=spec["warnings"], next_steps=[step("start_finetune", "Start it.", **start)],
         )  # fmt: skip
     row = jobs.submit(workspace, "finetune", spec["name"], spec, needs_device=True)
     return FinetuneStarted(
         job_id=row["id"], state=row["state"], arguments=spec["arguments"], plan=spec["plan"],
-        next_steps=[follow(row["id"])],
+        warnings=spec["warnings"], next_steps=[follow(row["id"])],
     )  # fmt: skip
 
 

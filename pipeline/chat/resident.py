@@ -46,14 +46,15 @@ class Resident:
     _adapters: dict[str, str] = field(default_factory=dict[str, str])
 
     def load(self, loadable: str, tokenizer_folder: Path, *, load_in_4bit: bool, context_tokens: int) -> None:
-        """Makes the base resident, unloading another one first."""
+        """Makes the base resident, unloading another one first; the template is the caller's each time."""
+        self._template_folder = tokenizer_folder
         if self.key == (loadable, load_in_4bit):
             return
         self.unload()
         model, _ = FastLanguageModel.from_pretrained(
             loadable, max_seq_length=max(context_tokens, LEAST_CONTEXT_TOKENS), load_in_4bit=load_in_4bit
         )
-        self._model, self._template_folder, self.key = model, tokenizer_folder, (loadable, load_in_4bit)
+        self._model, self.key = model, (loadable, load_in_4bit)
 
     def unload(self) -> None:
         self._model, self.key = None, None

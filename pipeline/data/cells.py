@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from tunewright.pipeline.data.rows import Unusable
 
-LABELS = {"true": True, "1": True, "yes": True, "1.0": True, "false": False, "0": False, "no": False, "0.0": False}
+WANTED = ("true", "1", "1.0", "yes", "up", "thumbs_up", "good", "like", "👍")
+UNWANTED = ("false", "0", "0.0", "no", "down", "thumbs_down", "bad", "dislike", "👎")
+LABELS = dict.fromkeys(WANTED, True) | dict.fromkeys(UNWANTED, False)
 TYPES = {"list": "a list", "dict": "an object", "bytes": "binary data", "bool": "a truth value", "NoneType": "nothing"}
 
 

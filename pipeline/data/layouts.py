@@ -176,7 +176,8 @@ def _unknown(sample: Sample, path: str, format: str) -> InvalidInput:
     return InvalidInput(
         "unknown_layout",
         f"The layout of {path} is not known. {sample.listed()}",
-        allowed=f"{asked}{_nearest(sample)}Known layouts: {_known()}. Or say by `mapping` what the columns hold.",
+        allowed=f"{asked}{_nearest(sample)}Known layouts: {_known()}. Or say by `mapping` what the columns hold: "
+        "the one below is guessed from their names, so look at the file before you send it.",
         next=_next_call(path, sample.guess()),
     )
 

@@ -37,7 +37,7 @@ ANSWERS = (
 )  # fmt: skip
 NUMBERED_ANSWERS = ("response_0", "response_1")
 BETTER = ("better_response_id",)
-LABELS = ("kto_tag", "label")
+LABELS = ("kto_tag", "label", "thumbs", "feedback")
 OPTIONAL = {
     "input": ("input", "context", "输入"),
     "system": ("system", "system_prompt", "system_message"),

@@ -161,15 +161,19 @@ def _clusters(read: list[str], left: list[int], seed: int) -> list[dict[str, Any
     vectors, names = _vectors([read[row] for row in left]) if len(left) >= MIN_TEXTS else (None, [])
     if vectors is None or len(names) < MAX_CLUSTERS:
         return []
-    count = min(MAX_CLUSTERS, max(2, round(len(left) ** 0.5 / 2)))
     # Latent semantic analysis (Deerwester and others, 1990): clusters of the raw vectors are one giant and many dwarfs.
     reduced: Any = TruncatedSVD(min(50, len(names) - 1), random_state=seed).fit_transform(vectors)
     dense: Any = normalize(reduced)
+    # Templated answers have fewer different rows than clusters.
+    different = len(np.unique(dense.round(6), axis=0))
+    count = min(MAX_CLUSTERS, different, max(2, round(len(left) ** 0.5 / 2)))
     clusterer: Any = KMeans(count, n_init=3, random_state=seed)  # pyright: ignore[reportArgumentType]
     labels: Array = clusterer.fit_predict(dense)
     topics: list[dict[str, Any]] = []
     for number in range(count):
         members = np.flatnonzero(labels == number)
+        if not len(members):
+            continue
         middle: Array = dense[members].mean(axis=0)
         weights: Array = np.asarray(vectors[members].mean(axis=0)).ravel()
         terms = [names[i] for i in np.argsort(-weights, kind="stable")[:LISTED_TERMS] if weights[i] > 0]

@@ -135,7 +135,8 @@ def _copy_small_files(base: Path, adapter: Path, folder: Path) -> None:
     for source in (base, adapter):
         for file in source.iterdir():
             generation = file.name == "generation_config.json"
-            if source == base and tokenizer_in_adapter and not generation:
+            # What was trained as a whole is both.
+            if source != adapter and tokenizer_in_adapter and not generation:
                 continue
             if file.is_file() and any(fnmatch(file.name, pattern) for pattern in wanted):
                 shutil.copyfile(file, folder / file.name)

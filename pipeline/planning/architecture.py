@@ -17,6 +17,10 @@ from tunewright.pipeline.training.arguments import ALL_LINEAR
 Config = dict[str, Any]
 
 DEFAULT_CONTEXT = 2048
+# max_seq_length's least.
+SHORTEST_CONTEXT = 32
+# By the names of transformers' classes.
+NO_DECODERS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 # Unsloth's own forward and backward passes (unsloth/models/loader.py); everything else goes through transformers' code.
 FUSED_TYPES = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"}
 # Packed rows are known to equal each example alone: Unsloth's attention reads `packed_seq_lengths` for the first line's
@@ -139,11 +143,13 @@ class Architecture:
 
 def of(base: models.Model) -> Architecture:
     """The architecture of a model that may be here or only on the Hub. Raises InvalidInput where it is no decoder."""
-    config = base.config
-    text = next((config[key] for key in ("text_config", "llm_config", "language_config") if config.get(key)), config)
-    found = _read(base.name, cast(Config, text), config)
+    config = _part(base.config)
+    text = next(
+        (part for key in ("text_config", "llm_config", "language_config") if (part := _part(config.get(key)))), config
+    )
+    found = _read(base.name, text, config)
     is_dynamic = base.name.lower().startswith("unsloth/") and not base.name.lower().endswith("-bnb-4bit")
-    quantization: Config = config.get("quantization_config") or {}
+    quantization = _part(config.get("quantization_config"))
     bits = 4 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else None
     other = 0
     if base.folder and bits is None and text is not config:
@@ -155,50 +161,77 @@ def of(base: models.Model) -> Architecture:
     )
 
 
+def _part(value: Any) -> Config:
+    """A config, or a section of one; empty where it is not there or something else."""
+    return cast(Config, value) if isinstance(value, dict) else {}
+
+
 def _read(name: str, text: Config, config: Config) -> Config:
+    heads_of = cast("list[str]", config.get("architectures") or [])
+    if config.get("is_encoder_decoder") or any(str(head).endswith(NO_DECODERS) for head in heads_of):
+        raise InvalidInput(
+            "not_a_decoder",
+            f"{name} is no decoder, but {', '.join(heads_of) or 'an encoder with one'} (model_type "
+            f"{config.get('model_type')!r}).",
+            allowed="Models that write text from left to right, called …ForCausalLM.",
+            next="list_models()",
+        )
     hidden = _number(name, text, "hidden_size", "n_embd", "d_model")
     layers = _number(name, text, "num_hidden_layers", "n_layer", "num_layers")
     heads = _number(name, text, "num_attention_heads", "n_head", "num_heads")
     vocabulary = _number(name, text | {"vocab_size": text.get("vocab_size", config.get("vocab_size"))}, "vocab_size")
-    intermediate = int(text.get("intermediate_size") or text.get("n_inner") or text.get("ffn_dim") or 4 * hidden)
-    head_dim = int(text.get("head_dim") or hidden // heads)
-    kv_heads = int(text.get("num_key_value_heads") or heads)
+    intermediate = _number(name, text, "intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
+    head_dim = _number(name, text, "head_dim", default=max(1, hidden // heads))
+    kv_heads = _number(name, text, "num_key_value_heads", default=heads)
+    context = _number(name, text, "max_position_embeddings", "n_positions", default=DEFAULT_CONTEXT)
+    if context < SHORTEST_CONTEXT:
+        raise InvalidInput(
+            "context_too_short", f"{name} reads at most {context} tokens.",
+            allowed=f"Models that read {SHORTEST_CONTEXT} or more.", next="list_models()",
+        )  # fmt: skip
     model_type = str(text.get("model_type") or config.get("model_type") or "")
     # transformers' own default is True; the families outside Gemma's write the key or set it to False in their class.
     tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", model_type.startswith("gemma"))))
     shape: Config = {
         "model_type": model_type, "hidden": hidden, "layers": layers, "heads": heads, "kv_heads": kv_heads,
         "head_dim": head_dim, "intermediate": intermediate, "vocabulary": vocabulary, "tied": tied,
-        "context": int(text.get("max_position_embeddings") or text.get("n_positions") or DEFAULT_CONTEXT),
-        "hybrid": _has_recurrent_layers(text), **_experts(text, layers, intermediate),
+        "context": context, "hybrid": _has_recurrent_layers(text), **_experts(name, text, layers, intermediate),
     }  # fmt: skip
     shape["modules"] = _modules(shape)
     counted = Architecture(**shape)
     return shape | {"parameters": counted.parameters}
 
 
-def _number(name: str, text: Config, *keys: str) -> int:
-    found = next((text[key] for key in keys if text.get(key)), None)
-    if not isinstance(found, int):
+def _number(name: str, text: Config, *keys: str, default: int | None = None) -> int:
+    """The first of `keys` that says something; where it says it for each layer (Gemma 3n), the largest."""
+    found: Any = next((text[key] for key in keys if text.get(key)), default)
+    if isinstance(found, list) and found:
+        found = max(cast("list[Any]", found), key=lambda value: value if isinstance(value, int) else 0)
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
+    if not isinstance(found, int) or isinstance(found, bool) or (found < 1 and found != default):
         raise InvalidInput(
             "unknown_architecture",
-            f"{name}'s config.json (model_type {text.get('model_type')!r}) has no {keys[0]}.",
+            f"{name}'s config.json (model_type {text.get('model_type')!r}) has no {keys[0]} that is a number.",
             allowed="Language models of transformers can be planned and trained.",
             next="list_models()",
         )
     return found
 
 
-def _experts(text: Config, layers: int, intermediate: int) -> Config:
-    experts = next((int(text[key]) for key in MOE_FIELDS if text.get(key)), 0)
+def _experts(name: str, text: Config, layers: int, intermediate: int) -> Config:
+    experts = _number(name, text, *MOE_FIELDS, default=0)
     if not experts:
         return {}
-    width = int(text.get("moe_intermediate_size") or intermediate)
-    step = int(text.get("decoder_sparse_step") or 1)
-    dense = set(text.get("mlp_only_layers") or []) | set(range(int(text.get("first_k_dense_replace") or 0)))
-    shared = int(text.get("shared_expert_intermediate_size") or int(text.get("n_shared_experts") or 0) * width)
+    width = _number(name, text, "moe_intermediate_size", default=intermediate)
+    step = _number(name, text, "decoder_sparse_step", default=1)
+    first = _number(name, text, "first_k_dense_replace", default=0)
+    dense = {*cast("list[int]", text.get("mlp_only_layers") or []), *range(first)}
+    shared = _number(name, text, "n_shared_experts", default=0) * width
+    shared = _number(name, text, "shared_expert_intermediate_size", default=shared)
+    active = _number(name, text, "num_experts_per_tok", default=1)
     return {
-        "experts": experts, "active_experts": int(text.get("num_experts_per_tok") or 1), "expert_width": width,
+        "experts": experts, "active_experts": min(active, experts), "expert_width": width,
         "moe_layers": sum((i + 1) % step == 0 and i not in dense for i in range(layers)), "shared_width": shared,
     }  # fmt: skip
 
@@ -226,7 +259,7 @@ def _modules(shape: Config) -> dict[str, tuple[int, int, int]]:
 
 def _has_recurrent_layers(text: Config) -> bool:
     kinds = cast("list[str]", text.get("layer_types") or text.get("layers_block_type") or [])
-    return any("linear" in kind or "mamba" in kind or "recurrent" in kind for kind in kinds) or any(
+    return any(word in str(kind) for kind in kinds for word in ("linear", "mamba", "recurrent")) or any(
         key.startswith(("mamba_", "ssm_", "linear_num_")) for key in text
     )
 

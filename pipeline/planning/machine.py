@@ -60,7 +60,11 @@ def _held_by_tunewright() -> dict[int, float]:
     pynvml.nvmlInit()
     try:
         for index in gpu.indexes():
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index)):
+            try:
+                processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+            except pynvml.NVMLError:  # WSL and virtual GPUs do not list them, nor does a GPU in MIG mode to everybody
+                continue
+            for process in processes:
                 # None where the driver does not tell it (in containers, on Windows).
                 if process.usedGpuMemory and _is_tunewright(process.pid):
                     held[index] = held.get(index, 0.0) + process.usedGpuMemory / GIB

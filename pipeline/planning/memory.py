@@ -75,7 +75,7 @@ def estimate(model: Architecture, arguments: Arguments, method: str, longest: in
     row = arguments["max_seq_length"] if arguments["packing"] else min(arguments["max_seq_length"], longest)
     tokens = arguments["batch_size"] * row * SEQUENCES_PER_ROW.get(method, 1)
     weights, trained, gradients = _trained(model, arguments, on_gpu=on_gpu)
-    kept, working = _activations(model, arguments, tokens, 2 if on_gpu else 4)
+    kept, working = _activations(model, arguments, tokens, 4 if _is_fp32(arguments, on_gpu=on_gpu) else 2)
     logits = _logits(model, method, tokens) + (_generation(model, arguments, row) if method == "grpo" else 0)
     overhead = (WORKSPACE_GIB if on_gpu else 0) + SMALL_GIB
     return Memory(
@@ -93,9 +93,14 @@ def weight_bits(model: Architecture, arguments: Arguments, *, on_gpu: bool = Tru
         return 4
     if arguments["load_in_8bit"]:
         return 8
-    # A CPU computes in fp32; a full fine-tune in fp16 needs fp32 weights to add small steps to.
-    wide = not on_gpu or (arguments["finetuning_type"] != "lora" and arguments["precision"] != "bf16")
-    return 32 if wide else 16
+    # A full fine-tune in fp16 needs fp32 weights to add small steps to.
+    wide = arguments["finetuning_type"] != "lora" and arguments["precision"] != "bf16"
+    return 32 if wide or _is_fp32(arguments, on_gpu=on_gpu) else 16
+
+
+def _is_fp32(arguments: Arguments, *, on_gpu: bool) -> bool:
+    """Whether it computes in 32 bits, as a CPU does whatever is asked for."""
+    return not on_gpu or arguments["precision"] == "fp32"
 
 
 def trainable(model: Architecture, arguments: Arguments) -> tuple[int, int]:

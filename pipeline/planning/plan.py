@@ -62,19 +62,23 @@ def choose(
     lengths = packing.lengths(document["tokens"], rows)
     wanted = recipe.step_tokens(draft, rows, lengths.mean(model.context), machine, goal)
     problem = Problem(model, method, machine, lengths, draft, *wanted)
-    candidate = _fit(base, dataset, problem, goal)
+    problem, candidate = _fit(base, dataset, problem, goal)
     _explain(problem, candidate, goal)
     return _plan(problem, candidate, eval_rows)
 
 
-def _fit(base: models.Model, dataset: Row, problem: Problem, goal: Goal) -> Candidate:
-    """The longest sequence of those that the data asks for with which something fits, and the fastest way to run it."""
+def _fit(base: models.Model, dataset: Row, problem: Problem, goal: Goal) -> tuple[Problem, Candidate]:
+    """The longest sequence of those that the data asks for with which something fits, and the fastest way to run it;
+    the problem is then that of rows of this length.
+    """
     draft, lengths = problem.draft, problem.lengths
     options = sequence.options(draft, problem.model, problem.method, lengths, problem.step_tokens)
     answers = sequence.answer_tokens(draft, problem.method)
     enough = max(options[-1], min(options[0], sequence.needed(problem.model, lengths, answers)))
     for length in options:
         draft.arguments["max_seq_length"] = length
+        if problem.method == "cpt":
+            problem = replace(problem, lengths=lengths.divided(length))
         candidate = _best(problem, goal)
         if candidate is None and length <= enough and refusals.can_lower(problem):
             # Rather lower what was asked for, when memory runs out, than cut the data.
@@ -85,8 +89,8 @@ def _fit(base: models.Model, dataset: Row, problem: Problem, goal: Goal) -> Cand
                 "offloads, then loads in 4 bits."
             )
         if candidate:
-            sequence.explain(draft, lengths, length, options)
-            return candidate
+            sequence.explain(draft, problem.method, lengths, length, options)
+            return problem, candidate
     raise refusals.does_not_fit(base, dataset, problem)
 
 
@@ -118,9 +122,10 @@ def _explain(problem: Problem, candidate: Candidate, goal: Goal) -> None:
         }[chosen["gradient_checkpointing"]]  # fmt: skip
     if not draft.is_given("batch_size"):
         draft.reasons["batch_size"] = (
-            f"{chosen['batch_size']} × {chosen['max_seq_length']:,} tokens a micro-batch: gains end near "
-            f"{fitting.MICRO_BATCH_TOKENS:,}" if machine.is_gpu and chosen["packing"]
-            else "long rows go one by one on a CPU, or padding eats the time" if not machine.is_gpu
+            f"{chosen['batch_size']} × {chosen['max_seq_length']:,} tokens a micro-batch; beyond "
+            f"{fitting.MICRO_BATCH_TOKENS:,} nothing is gained" if machine.is_gpu and chosen["packing"]
+            else f"{chosen['batch_size']} at a time: padding to the longest costs a CPU more than small batches do"
+            if not machine.is_gpu
             else f"{chosen['batch_size']} rows a micro-batch"
         )  # fmt: skip
 
@@ -141,7 +146,7 @@ def _why_weights(problem: Problem, candidate: Candidate, goal: Goal) -> str:
     if exact is None:
         return f"QLoRA: 4-bit weights take {weights:.1f} GiB; 16-bit ones would not fit"
     return (
-        f"QLoRA: 4-bit weights take {weights:.1f} GiB instead of {exact.memory.weights:.1f} and a smaller download; "
+        f"QLoRA: 4-bit weights take {weights:.1f} GiB instead of {exact.memory.weights:.1f}; "
         "16-bit LoRA fits too and is a little more exact (goal quality)"
     )
 
@@ -203,7 +208,9 @@ def alternatives(
         found.append((f"Smaller: {_beside(plan, chosen)}.", replace(plan, limit_gib=machine.limit_gib)))
     # These two always differ.
     steps = TRIAL_STEPS if chosen.steps > TRIAL_STEPS else max(1, chosen.steps // 2) if chosen.steps > 1 else 2
-    if plan := consider(max_steps=steps):
+    # With steps as large as planned: where few rows made them small, a trial would else take longer than the run.
+    same = {name: chosen.arguments[name] for name in ("batch_size", "gradient_accumulation", "max_seq_length")}
+    if plan := consider(max_steps=steps, **same):
         found.append((f"A trial of {steps} steps, to see the loss fall: {_beside(plan, chosen)}.", plan))
     if plan := consider(learning_rate=chosen.arguments["learning_rate"] / 2):
         found.append(

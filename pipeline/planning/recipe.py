@@ -25,6 +25,7 @@ MIN_EVAL_ROWS = 20
 PATIENCE = 3
 RATES = {"sft": 2e-4, "cpt": 5e-5, "dpo": 5e-6, "kto": 5e-6, "orpo": 5e-6, "grpo": 5e-6}
 FULL_RATES = {"sft": 2e-5, "cpt": 1e-5, "dpo": 1e-6, "kto": 1e-6, "orpo": 1e-6, "grpo": 1e-6}
+BETAS = {"dpo": 0.1, "kto": 0.1, "orpo": 0.1, "grpo": 0.0}
 METHOD_OF_KIND: dict[str, Method] = {"sft": "sft", "preference": "dpo", "kto": "kto", "text": "cpt"}
 
 
@@ -61,19 +62,21 @@ def learn(draft: Draft, model: Architecture, rows: int, eval_rows: int, method: 
     kind = draft.arguments["finetuning_type"]
     epochs = _epochs(rows, method, goal)
     draft.choose("epochs", epochs, f"{rows:,} rows: {_why_epochs(rows, epochs)}")
-    _capacity(draft, model, rows, goal)
+    if kind == "lora":
+        _capacity(draft, model, rows, goal)
     rates = RATES if kind == "lora" else FULL_RATES
     rate = rates[method] * (0.5 if goal == "quality" else 1.0)
     usual = {"sft": "usual for", "cpt": "raw text is learnt slowly with"}.get(
-        method, "preferences and rewards need little in"
+        method, "preferences and rewards ask for small steps in"
     )
     slower = ", halved for a gentler run" if goal == "quality" else ""
     draft.choose("learning_rate", rate, f"{usual} {'LoRA' if kind == 'lora' else f'{kind} fine-tuning'}{slower}")
     is_soft = goal == "quality"
     draft.choose("lr_scheduler", "cosine" if is_soft else "linear", "ends softly" if is_soft else "")
-    draft.choose("beta", 0.0 if method == "grpo" else 0.1)
+    if method in BETAS:
+        draft.choose("beta", BETAS[method])
     if kind == "freeze":
-        draft.choose("trainable_layers", 2)
+        draft.choose("trainable_layers", min(2, model.layers))
     patience = PATIENCE if eval_rows >= MIN_EVAL_ROWS else 0
     draft.choose(
         "early_stopping_patience", patience,
@@ -90,8 +93,12 @@ def device(draft: Draft, machine: Machine) -> None:
     """Precision and optimizer."""
     if not machine.is_gpu:
         draft.choose("precision", "fp32", "a CPU computes in 32 bits")
-        draft.choose("optimizer", "adamw_torch", "8-bit optimizers need a GPU")
+        draft.choose("optimizer", "adamw_torch", "8-bit states save a GPU's memory, not time")
         return
+    if draft.arguments["precision"] == "fp32":
+        draft.warnings.append(
+            'precision="fp32" takes twice the memory of 16 bits and several times as long as the time that is told.'
+        )
     if machine.has_bf16:
         draft.choose("precision", "bf16")
     else:

@@ -14,6 +14,8 @@ from tunewright.pipeline.training.arguments import TrainingArguments
 
 # The catalog's table holds theoretical minima: this planner's own are about a quarter above.
 COMFORT = 0.75
+# The toy's least is a third of that, on a GPU and on a CPU.
+TOY_GIB = 0.3
 WORK = {"lora": "Fine-tuning", "full": "Full fine-tuning of", "freeze": "Training the last layers of"}
 
 
@@ -49,8 +51,11 @@ def does_not_fit(base: models.Model, dataset: Row, problem: Problem) -> InvalidI
     draft, machine = problem.draft, problem.machine
     least, kind = _lowest(problem), draft.arguments["finetuning_type"]
     parts = ", ".join(f"{name} {gib:g}" for name, gib in least.memory.by_part().items() if gib >= 0.05)
-    if kind == "lora":
-        allowed = f"The largest known model that fits: {_largest_known(machine)}."
+    suggested = _largest_known(machine, base.name)
+    if kind == "lora" and suggested is None:
+        allowed = f"Hardly anything fits: end what else uses the {'GPU' if machine.is_gpu else 'memory'}."
+    elif kind == "lora":
+        allowed = f"The largest known model that fits: {suggested}."
     else:
         allowed = "LoRA trains a hundredth of the parameters in a fraction of the memory."
     return InvalidInput(
@@ -75,20 +80,28 @@ def _lowest(problem: Problem) -> Candidate:
 
 
 def _next(base: models.Model, dataset: Row, problem: Problem) -> str:
-    if problem.draft.arguments["finetuning_type"] != "lora":
-        return call("start_finetune", dataset_id=dataset["id"], model=base.name, finetuning_type="lora")
-    if problem.draft.is_given("max_seq_length") and problem.draft.arguments["max_seq_length"] > 2048:
-        return call("plan_finetune", dataset_id=dataset["id"], model=base.name)
-    return call("plan_finetune", dataset_id=dataset["id"], model=_largest_known(problem.machine))
+    start = {"dataset_id": dataset["id"], "model": base.name, "method": problem.method}
+    asked = problem.draft.arguments
+    # What it plans is LoRA, of the length that the data asks for.
+    if asked["finetuning_type"] != "lora" or (
+        problem.draft.is_given("max_seq_length") and asked["max_seq_length"] > 2048
+    ):
+        return call("plan_finetune", **start)
+    suggested = _largest_known(problem.machine, base.name)
+    return call("plan_finetune", **start | {"model": suggested}) if suggested else "check_environment()"
 
 
-def _largest_known(machine: Machine) -> str:
+def _largest_known(machine: Machine, but: str) -> str | None:
+    """Another model than `but`; None where not even the toy fits."""
     room_gb = COMFORT * machine.limit_gib * fitting.memory.GIB / 1e9
     # On a CPU weights have 32 bits.
     known = [
         (model.parameters_b, model.hub_id)
         for model in catalog.KNOWN_MODELS
-        if (catalog.vram_gb(model.parameters_b, load_in_4bit=True) if machine.is_gpu else 5 * model.parameters_b)
+        if model.hub_id != but
+        and (catalog.vram_gb(model.parameters_b, load_in_4bit=True) if machine.is_gpu else 5 * model.parameters_b)
         <= room_gb
     ]
-    return max(known)[1] if known else catalog.TOY
+    if known:
+        return max(known)[1]
+    return catalog.TOY if machine.limit_gib >= TOY_GIB and but != catalog.TOY else None

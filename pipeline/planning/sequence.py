@@ -48,31 +48,40 @@ def options(draft: Draft, model: Architecture, method: str, found: Lengths, step
     """Lengths to try, best first: what the data asks for, then shorter and shorter."""
     if draft.is_given("max_seq_length"):
         return [draft.arguments["max_seq_length"]]
-    longest = needed(model, found, answer_tokens(draft, method))
+    answers = answer_tokens(draft, method)
+    longest = needed(model, found, answers)
     if draft.arguments["packing"]:
         most = min(PACKED_LENGTH, step_tokens)
         longest = max([longest, *(length for length in _within(model) if length <= most)])
-    return [longest, *(length for length in reversed(_within(model)) if length < longest)]
+    # A prompt needs room beside its answer.
+    return [longest, *(length for length in reversed(_within(model)) if answers < length < longest)]
 
 
 def _within(model: Architecture) -> list[int]:
     return [length for length in LENGTHS if length <= model.context] or [model.context]
 
 
-def explain(draft: Draft, found: Lengths, chosen: int, tried: list[int]) -> None:
+def explain(draft: Draft, method: str, found: Lengths, chosen: int, tried: list[int]) -> None:
     """The reason for the length, and a warning where it cuts more than it should."""
-    whole, kept = found.whole(chosen), found.kept(chosen)
+    room = chosen - answer_tokens(draft, method)
+    whole, kept = found.whole(room), found.kept(room)
     if not draft.is_given("max_seq_length"):
         draft.reasons["max_seq_length"] = (
             f"{whole:.1%} of the rows stay whole, the longest has {found.longest:,} tokens"
             + ("; packed rows may be longer than any example" if draft.arguments["packing"] else "")
+            + ("; longer texts are divided, not cut" if method == "cpt" and whole < 1 else "")
         )
+    if method == "cpt":
+        return
     is_forced = chosen < tried[0] and whole < WHOLE_SHARE
     if is_forced or 1 - whole > TRUNCATION_ALERT:
         why = "Memory leaves no more" if is_forced else "The model's context or what was asked for leaves no more"
         if draft.is_given("max_seq_length"):
             why = "That was asked for"
         draft.warnings.append(
-            f"max_seq_length={chosen} cuts {1 - whole:.1%} of the rows and loses {1 - kept:.1%} of the tokens. {why}; "
-            'cleaning={"too_long": "split"} of prepare_dataset would lose none.'
+            f"max_seq_length={chosen} leaves {room} tokens beside an answer, and {1 - whole:.1%} of the rows are "
+            f"longer, their own answers counted. {why}; prompts that are so long by themselves will be left out."
+            if method == "grpo"
+            else f"max_seq_length={chosen} cuts {1 - whole:.1%} of the rows and loses {1 - kept:.1%} of the tokens. "
+            f'{why}; cleaning={{"too_long": "split"}} of prepare_dataset would lose none.'
         )

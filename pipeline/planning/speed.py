@@ -4,6 +4,7 @@ Does not guarantee more than the order between plans on cards other than the H10
 fitted to a dozen runs there (8B, 4B and 0.6B, packed and not). Two machines of one kind differed by 15 %.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from tunewright.pipeline.planning.machine import Machine
 Arguments = dict[str, Any]
 
 # Dense 16-bit tensor TFLOP/s (fp32 accumulation) and GB/s of memory, from NVIDIA's datasheets and architecture
-# whitepapers. The first name that stands in the driver's name wins.
+# whitepapers. The first name that stands in the driver's name wins, whole: an A4000 is no A40.
 CARDS: tuple[tuple[str, float, float], ...] = (
     ("B300", 2250, 8000), ("B200", 2250, 8000), ("H200 NVL", 835, 4800), ("H200", 989, 4800), ("H100 PCIe", 756, 2000),
     ("H100 NVL", 835, 3900), ("H100", 989, 3350), ("H800", 989, 3350), ("H20", 148, 4000), ("A100", 312, 1555),
@@ -24,7 +25,8 @@ CARDS: tuple[tuple[str, float, float], ...] = (
     ("RTX 5090", 209, 1792), ("RTX 5080", 113, 960), ("RTX 5070 Ti", 88, 896), ("RTX 5070", 62, 672),
     ("RTX 5060", 47, 448), ("RTX 4090", 165, 1008), ("RTX 4080", 97, 717), ("RTX 4070 Ti", 80, 504),
     ("RTX 4070", 58, 504), ("RTX 4060", 44, 288), ("RTX 3090", 71, 936), ("RTX 3080", 60, 760), ("RTX 3070", 41, 448),
-    ("RTX 3060", 26, 360), ("RTX 2080", 45, 448), ("RTX 2070", 30, 448), ("RTX 2060", 26, 336), ("GTX 16", 10, 288),
+    ("RTX 3060", 26, 360), ("RTX 2080", 45, 448), ("RTX 2070", 30, 448), ("RTX 2060", 26, 336), ("GTX 1660", 10, 192),
+    ("GTX 1650", 6, 128),
 )  # fmt: skip
 UNKNOWN_CARD = {9: (500.0, 2000.0), 8: (80.0, 500.0)}
 OLDER_CARD = (40.0, 300.0)
@@ -65,7 +67,7 @@ class Work:
 def card(machine: Machine) -> tuple[float, float, bool]:
     """FLOP/s at 16 bits, bytes/s of memory, and whether the card is in the table."""
     for name, tflops, gbs in CARDS:
-        if name.lower() in machine.name.lower():
+        if re.search(rf"{name}(?![0-9a-z])", machine.name, re.IGNORECASE):
             return tflops * 1e12, gbs * 1e9, True
     tflops, gbs = UNKNOWN_CARD.get(min(9, machine.compute_capability[0]), OLDER_CARD)
     return tflops * 1e12, gbs * 1e9, False

@@ -75,8 +75,8 @@ class TrainingArguments(BaseModel):
     max_completion_length: int = Field(256, ge=8, le=32768, description="grpo: tokens per answer.")
     temperature: float = Field(1.0, gt=0, le=2, description="grpo: of its answers.")
 
-    save_steps: int | None = Field(None, ge=1)
-    eval_steps: int | None = Field(None, ge=1)
+    save_steps: int | None = Field(None, ge=1, le=10_000_000)
+    eval_steps: int | None = Field(None, ge=1, le=10_000_000)
     early_stopping_patience: int | None = Field(
         None, ge=0, le=1000, description="Evaluations without a better loss; 0: never."
     )

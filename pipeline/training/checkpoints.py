@@ -51,19 +51,26 @@ def train(trainer: Any, checkpoint: Path | None) -> None:
     """`trainer.train`, from `checkpoint` where there is one.
 
     Where the checkpoint is of the run's last step (the job died afterwards), it is only loaded: transformers would
-    train one step more than asked for, unless that step ends an epoch.
+    train one step more than asked for, unless that step ends an epoch, and on past where early stopping had stopped.
     """
     if checkpoint is None:
         trainer.train()
         return
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    if state["global_step"] < state["max_steps"]:
+    if state["global_step"] < state["max_steps"] and not _has_stopped_early(state):
         trainer.train(resume_from_checkpoint=str(checkpoint))
         return
     from transformers import TrainerState
 
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+
+
+def _has_stopped_early(state: dict[str, Any]) -> bool:
+    stopping = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback")
+    if not stopping:
+        return False
+    return stopping["attributes"]["early_stopping_patience_counter"] >= stopping["args"]["early_stopping_patience"]
 
 
 def _by_steps(job_folder: Path) -> list[Path]:

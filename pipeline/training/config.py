@@ -35,6 +35,8 @@ def common(run: Run, *, with_eval: bool) -> dict[str, Any]:
         "weight_decay": arguments["weight_decay"],
         "max_grad_norm": arguments["max_grad_norm"],
         "lr_scheduler_type": arguments["lr_scheduler"],
+        # Its usual end of 1e-7 is more than the small rates of full fine-tuning and RL begin with.
+        "lr_scheduler_kwargs": {"lr_end": 0.0} if arguments["lr_scheduler"] == "polynomial" else None,
         "warmup_steps": arguments["warmup_ratio"],
         "optim": arguments["optimizer"],
         "neftune_noise_alpha": arguments["neftune_alpha"],

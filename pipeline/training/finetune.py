@@ -9,7 +9,9 @@ from typing import Any
 
 from tunewright.pipeline.backend import on_gpu
 
-from transformers import EarlyStoppingCallback, TrainerState
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as TransformersArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from tunewright.pipeline import toy
 from tunewright.pipeline.context import JobContext
@@ -103,8 +105,11 @@ def _train(this: Run, method: ModuleType, data: Data) -> dict[str, Any]:
     trainer = method.build(this, loaded, data)
     reporter = Reporter(context, trainer, data)
     trainer.add_callback(reporter)
+    _keep_tensorboard(context, trainer)
     if this.method != "grpo":  # whose batches are not known before they are generated
         trainer.add_callback(memory.Rehearsal(this, trainer))
+    if trainer.eval_dataset is not None:
+        trainer.add_callback(SaveTheBest())
     patience = this.arguments["early_stopping_patience"]
     if patience and trainer.eval_dataset is not None:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
@@ -118,6 +123,28 @@ def _train(this: Run, method: ModuleType, data: Data) -> dict[str, Any]:
         raise Cancelled(context.job_id)
     figures = _figures(this, trainer, reporter, data)
     return adapter.save(this, loaded.model, figures | _keep_the_best(this, trainer, reporter))
+
+
+class SaveTheBest(TrainerCallback):
+    """Saves at every evaluation that is better than all before, whatever `save_steps` says: a run can only go back to
+    what was saved.
+    """
+
+    def on_evaluate(
+        self, args: TransformersArguments, state: TrainerState, control: TrainerControl,
+        metrics: dict[str, float] | None = None, **_: Any,
+    ) -> None:  # fmt: skip
+        value, best = (metrics or {})[str(args.metric_for_best_model)], state.best_metric
+        if best is None or (value > best if args.greater_is_better else value < best):
+            control.should_save = True
+
+
+def _keep_tensorboard(context: JobContext, trainer: Counting) -> None:
+    """Puts what TensorBoard writes beside the checkpoints, among which it would go when the run has ended."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(context.folder / "tensorboard")
+            context.event("info", "tensorboard", f"tensorboard --logdir {callback.logging_dir} shows the run.")
 
 
 def _figures(this: Run, trainer: Counting, reporter: Reporter, data: Data) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tunewright.pipeline.data.rows import Record
 from tunewright.pipeline.errors import InvalidInput, call
 from tunewright.pipeline.training.config import common
 from tunewright.pipeline.training.loading import Loaded
+from tunewright.pipeline.training.optimizers import optimizer
 from tunewright.pipeline.training.preference import records, refuse_adapted_head, steps_rows, tell_no_dropout
 from tunewright.pipeline.training.reporting import Counting
 from tunewright.pipeline.training.reward_functions import THINK, THINK_END, can_judge, score
@@ -102,7 +103,7 @@ def build(run: Run, loaded: Loaded, data: Data) -> "GrpoTrainer":
     trainer = GrpoTrainer(
         template=run.template, model=loaded.model, processing_class=loaded.tokenizer, args=GRPOConfig(**settings),
         reward_funcs=reward_functions(run.context, rewards), train_dataset=data.train,
-        eval_dataset=data.evaluation if with_eval else None,
+        eval_dataset=data.evaluation if with_eval else None, optimizers=(optimizer(run, loaded.model), None),
     )  # fmt: skip
     _settle_reference(run, loaded.model)
     return trainer

@@ -20,7 +20,7 @@ READ_CHARACTERS = 1000
 # NFKC has made thin and unbreakable spaces plain ones, so these stand for them while it runs.
 GROUP_SIGNS = str.maketrans({"\u00a0": "'", "\u202f": "'", "\u2009": "'", "’": "'", "−": "-", "–": "-"})
 LATEX_SPACES = re.compile(r"\\[,!;: ]|\{,\}")
-LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}")
+LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 VULGAR_FRACTION = re.compile(r"(\d?)([¼-¾⅐-⅞])")
 PLAIN = (
     r"(?:[1-9]\d{0,2}(?:[,']\d{3})+(?:\.\d+)?(?![,']?\d)"  # 1,234,567.8
@@ -89,7 +89,7 @@ def _readable(text: str) -> str:
 
 def _written_out(found: re.Match[str]) -> str:
     before = found.string[: found.start()]
-    return f"{' ' if before[-1:].isdigit() else ''}{found[1]}/{found[2]}"
+    return f"{' ' if before[-1:].isdigit() else ''}{found[1].strip()}/{found[2].strip()}"
 
 
 def _number(found: re.Match[str]) -> Number | None:

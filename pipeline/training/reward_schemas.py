@@ -35,6 +35,9 @@ def check(schema: dict[str, Any]) -> None:
             raise ValueError(f"json_schema uses {keyword}, which is not supported; name the properties")
         if keyword == "pattern" and isinstance(value, str):
             reward_patterns.check(value)
+    for keyword in ("$schema", "$id"):
+        if not isinstance(schema.get(keyword, ""), str):
+            raise ValueError(f"json_schema's {keyword} must be a string")
     validator = _validator(text)
     try:
         validator.check_schema(schema)
@@ -69,8 +72,8 @@ def fits(schema: dict[str, Any], answer: str) -> bool:
     try:
         value = json.loads(fenced[1] if fenced else answer, parse_constant=_refuse)
         return _validator(json.dumps(schema)).is_valid(value)
-    # Nested a thousand deep, or a number of more digits than Python reads.
-    except (ValueError, RecursionError):
+    # Nested a thousand deep, or a number of more digits than Python reads, or too large to be divided (multipleOf).
+    except (ValueError, RecursionError, OverflowError):
         return False
 
 

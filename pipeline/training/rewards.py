@@ -79,7 +79,7 @@ class Reward(BaseModel):
 
 def _check_sections(sections: list[str]) -> None:
     named = [section for section in sections if section != FREE_TEXT]
-    if not named or len(set(named)) < len(named):
+    if not named or len(set(named)) < len(named) or not all(section.strip() for section in named):
         raise ValueError(f"sections={sections} must name each section once, and one at least")
     if len(sections) > MAX_SECTIONS:
         raise ValueError(f"{len(sections)} sections; at most {MAX_SECTIONS} are allowed")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.pipeline import files, models
+from tunewright.pipeline import files, gpu, models
 from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.errors import InvalidInput, call
@@ -34,8 +34,8 @@ class Run:
     def of(cls, context: JobContext) -> "Run":
         """Raises NotFound, InvalidInput or Unavailable where the dataset or the model is gone."""
         spec = context.spec
-        # A job of an older version lacks the newer arguments.
         arguments = TrainingArguments(**spec["arguments"]).model_dump()
+        arguments |= {name: value for name, value in _before_planning().items() if arguments[name] is None}
         lowered = context.folder / LOWERED
         if lowered.is_file():
             arguments |= files.read_json(lowered)
@@ -56,6 +56,17 @@ class Run:
     @property
     def is_lora(self) -> bool:
         return self.arguments["finetuning_type"] == "lora"
+
+
+def _before_planning() -> Arguments:
+    """What was the same for every run before there was a planner: a job of that time does not name it."""
+    card = next(iter(gpu.find()), None)
+    if card is None:
+        device = {"gradient_checkpointing": "none", "optimizer": "adamw_torch", "precision": "fp32"}
+    else:
+        precision = "bf16" if card.has_bf16 else "fp16"
+        device = {"gradient_checkpointing": "unsloth", "optimizer": "adamw_8bit", "precision": precision}
+    return device | {"early_stopping_patience": 0}
 
 
 @dataclass(frozen=True)

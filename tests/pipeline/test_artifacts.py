@@ -83,6 +83,24 @@ def test_an_adapter_that_another_went_on_from_may_go(workspace: Workspace) -> No
     assert artifacts.delete(workspace, "ad-a-0001", confirm=True)[0] == "ad-a-0001"
 
 
+@pytest.mark.parametrize(("id", "within"), [("ad-a-0001", ""), ("ex-a-0001", "merged")])
+def test_a_model_that_an_adapter_or_a_job_was_given_by_its_path_is_kept(
+    workspace: Workspace, add_job: AddJob, id: str, within: str
+) -> None:
+    model = str((add(workspace, id) or Path()) / within)
+    add(workspace, f"{id}2")
+    job_id = add_job("job-a-0001", "running", model=model)
+    with pytest.raises(Conflict, match=rf"still_needed: {id} is needed by {job_id}\."):
+        artifacts.delete(workspace, id, confirm=True)
+    workspace.store.execute("UPDATE jobs SET state='succeeded'")
+    workspace.store.add_artifact("ad-b-0001", "adapter", "b", {"base_path": model}, parents=[])
+    with pytest.raises(Conflict, match=rf"still_needed: {id} is needed by ad-b-0001\."):
+        artifacts.delete(workspace, id, confirm=True)
+    artifacts.delete(workspace, f"{id}2", confirm=True)
+    artifacts.delete(workspace, "ad-b-0001", confirm=True)
+    artifacts.delete(workspace, id, confirm=True)
+
+
 @pytest.mark.parametrize("state", ["queued", "running", "interrupted"])
 @pytest.mark.parametrize(
     "spec", [{"dataset_id": "ds-a-0001", "model": "toy"}, {"source": [{"source": "ds-a-0001", "weight": 2}, "b.json"]}]

@@ -37,8 +37,10 @@ async def test_pages_lead_through_all_of_a_kind(call: Call, ended_job: EndedJob)
         page = await call("list_artifacts", **arguments)
         assert len(page["artifacts"]) <= 20
         seen += [line["id"] for line in page["artifacts"]]
-        assert page["more"] is bool(page["next_steps"])
-        arguments = page["next_steps"][0]["arguments"] if page["more"] else None
+        look, *following = page["next_steps"]
+        assert (look["tool"], look["arguments"]) == ("get_status", {"job_id": page["artifacts"][0]["id"]})
+        assert page["more"] is bool(following)
+        arguments = following[0]["arguments"] if following else None
     assert len(seen) == 45
     assert set(seen) == ids
 

@@ -29,7 +29,7 @@ async def test_a_file_becomes_a_dataset_whose_next_steps_name_it(call: Call, wri
     assert (answer["rows_read"], answer["train_rows"], answer["eval_rows"]) == (42, 36, 4)
     assert {reason: dropped["count"] for reason, dropped in answer["dropped"].items()} == {"duplicate": 1, "empty": 1}
     assert answer["tokens"]["counted_by"] == "toy"
-    assert {step["tool"] for step in answer["next_steps"]} == {"inspect_dataset", "start_finetune"}
+    assert {step["tool"] for step in answer["next_steps"]} == {"inspect_dataset", "plan_finetune"}
     assert all(step["arguments"]["dataset_id"] == answer["dataset_id"] for step in answer["next_steps"])
 
 
@@ -37,7 +37,7 @@ async def test_the_next_steps_of_prepare_work_as_they_stand(call: Call, write: W
     prepared = await call("prepare_dataset", source=str(write("pairs.jsonl", _rows(20))), model="toy")
     steps = {step["tool"]: step["arguments"] for step in prepared["next_steps"]}
     assert (await call("inspect_dataset", **steps["inspect_dataset"]))["view"] == "mask"
-    assert (await call("start_finetune", **steps["start_finetune"], dry_run=True))["arguments"]["lora_rank"] == 16
+    assert (await call("plan_finetune", **steps["plan_finetune"]))["arguments"]["lora_rank"] == 16
 
 
 async def test_progress_of_prepare_arrives_and_grows(client: Client, write: Write) -> None:
@@ -160,10 +160,11 @@ async def test_raw_text_and_pairs_are_prepared_and_not_offered_for_training(
     pairs = await call("prepare_dataset", source=str(write("pairs.jsonl", pair)))
     assert pairs["kind"] == "preference"
     for dataset in (text, pairs):
-        assert [step["tool"] for step in dataset["next_steps"]] == ["inspect_dataset"]
+        assert [step["tool"] for step in dataset["next_steps"]] == ["inspect_dataset", "plan_finetune"]
         assert (await call("inspect_dataset", **dataset["next_steps"][0]["arguments"]))["rows"]
         told = await refused("start_finetune", dataset_id=dataset["dataset_id"], model="toy")
         assert told.startswith("dataset_of_another_kind: ")
+        assert (await call("plan_finetune", **dataset["next_steps"][1]["arguments"]))["method"] in ("cpt", "dpo")
 
 
 async def test_what_was_mended_and_found_is_in_the_result_and_on_the_page(call: Call, write: Write) -> None:

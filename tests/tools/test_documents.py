@@ -118,10 +118,10 @@ async def test_training_is_offered_once_there_are_enough_rows(call: Call) -> Non
         return [{"prompt": f"Cone {n}?", "response": f"It bends at {n * 7} degrees."} for n in range(begin, begin + 60)]
 
     first = await call("add_examples", dataset="cones", examples=examples(0))
-    assert "start_finetune" not in steps(first)
+    assert "plan_finetune" not in steps(first)
     second = await call("add_examples", dataset=first["dataset_id"], examples=examples(60))
     assert second["train_rows"] + second["eval_rows"] == 120
-    assert steps(second)["start_finetune"]["dataset_id"] == first["dataset_id"]
+    assert steps(second)["plan_finetune"]["dataset_id"] == first["dataset_id"]
 
 
 async def test_what_cannot_be_added_is_said(refused: Refused) -> None:

@@ -95,6 +95,7 @@ async def test_a_plan_for_rewards_can_be_sent_too(call: Call, dataset_id: str) -
     plan = await call("plan_finetune", dataset_id=dataset_id, model="toy", method="grpo")
     arguments = plan["next_steps"][0]["arguments"]
     assert arguments["rewards"]
+    assert "stands in for what you want rewarded" in plan["reasons"]["rewards"]
     assert arguments["batch_size"] * arguments["gradient_accumulation"] % 8 == 0
     started = await call("start_finetune", **arguments, dry_run=True)
     assert started["arguments"]["batch_size"] == arguments["batch_size"]
@@ -106,6 +107,10 @@ async def test_what_is_wrong_is_refused_with_what_is_right(refused: Refused, dat
         "plan_finetune", dataset_id=dataset_id, goal="best"
     )
     assert (await refused("plan_finetune", dataset_id=dataset_id, model="qwen3:8b")).startswith("model_not_trainable: ")
+    assert (await refused("plan_finetune", dataset_id=dataset_id, model="")).startswith("invalid_arguments: model=''")
+    assert "Allowed: one of auto, sft, cpt, dpo, kto, orpo, grpo" in await refused(
+        "plan_finetune", dataset_id=dataset_id, method="ppo"
+    )
 
 
 async def test_the_plan_is_read_only(tools: dict[str, Tool]) -> None:

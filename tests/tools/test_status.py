@@ -43,7 +43,7 @@ async def test_without_anything_the_overview_says_where_to_begin(call: Call) -> 
 
 async def test_with_a_dataset_the_overview_suggests_to_train_on_it(call: Call, dataset_id: str) -> None:
     (step,) = (await call("get_status"))["next_steps"]
-    assert (step["tool"], step["arguments"]) == ("start_finetune", {"dataset_id": dataset_id})
+    assert (step["tool"], step["arguments"]) == ("plan_finetune", {"dataset_id": dataset_id, "model": "toy"})
 
 
 async def test_a_queued_job_is_in_the_overview_and_can_be_waited_for(call: Call, queued: str) -> None:

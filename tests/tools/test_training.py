@@ -28,6 +28,11 @@ async def test_a_dry_run_chooses_every_argument_and_starts_nothing(
     assert not list(workspace.home.jobs.iterdir())
 
 
+async def test_what_the_plan_warns_of_is_said_at_the_start(call: Call, dataset_id: str) -> None:
+    started = await call("start_finetune", dataset_id=dataset_id, model="toy", dry_run=True)
+    assert any("rows are thin" in warning for warning in started["warnings"])
+
+
 async def test_the_start_that_a_dry_run_suggests_chooses_the_same(call: Call, dataset_id: str) -> None:
     first = await call("start_finetune", dataset_id=dataset_id, model="toy", dry_run=True, seed=7)
     (step,) = first["next_steps"]
@@ -35,6 +40,17 @@ async def test_the_start_that_a_dry_run_suggests_chooses_the_same(call: Call, da
     assert "dry_run" not in step["arguments"]
     again = await call("start_finetune", **step["arguments"], dry_run=True)
     assert again["arguments"] == first["arguments"]
+
+
+async def test_the_start_that_a_dry_run_suggests_goes_on_from_the_same_adapter(
+    call: Call, dataset_id: str, adapter: Row
+) -> None:
+    asked = {"dataset_id": dataset_id, "model": "toy", "continue_from": adapter["id"][:6], "dry_run": True}
+    (step,) = (await call("start_finetune", **asked))["next_steps"]
+    assert step["arguments"]["continue_from"] == adapter["id"]
+    assert (await call("start_finetune", **step["arguments"], dry_run=True))["arguments"]["target_modules"] == [
+        "q_proj"
+    ]
 
 
 @pytest.mark.usefixtures("held_device")

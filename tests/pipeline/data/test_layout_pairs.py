@@ -100,6 +100,8 @@ CASES: dict[str, tuple[Row, str, Record]] = {
     ),
     # Judged answers
     "kto": ({"prompt": "Hi", "completion": "Hello", "label": True}, "kto", judged(True, "Hi", "Hello")),
+    "thumbs": ({"prompt": "Hi", "completion": "Go", "thumbs": "down"}, "kto", judged(False, "Hi", "Go")),
+    "feedback": ({"question": "Hi", "answer": "Hello", "feedback": "Good"}, "kto", judged(True, "Hi", "Hello")),
     "kto as messages": (
         {"prompt": chat("Hi"), "completion": said("Go"), "label": False}, "kto", judged(False, "Hi", "Go"),
     ),

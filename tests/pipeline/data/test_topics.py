@@ -175,3 +175,11 @@ def test_rows_that_say_too_little_have_no_topics(texts: list[str]) -> None:
 
 def test_rows_that_all_say_the_same_are_no_failure() -> None:
     assert survey(["The same answer every time."] * 100, 42)["skew"] is None
+
+
+def test_fewer_different_answers_than_clusters_are_no_failure() -> None:
+    parcel = "Your parcel left the warehouse yesterday and arrives on Monday before noon."
+    password = "Open the settings page, choose security, and reset the password there."
+    refund = "We have sent the money back to your card; the bank needs three working days."
+    found = survey([parcel, password, refund] * 60, 42)
+    assert [topic["share"] for topic in found["topics"]] == pytest.approx([1 / 3] * 3, abs=0.001)

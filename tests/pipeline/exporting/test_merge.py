@@ -243,7 +243,9 @@ def test_a_loftq_adapter_is_merged_into_what_4_bits_left_of_the_base(
 
 def test_a_model_trained_as_a_whole_only_changes_its_width(into: Any, tiny: Any, tmp_path: Path) -> None:
     whole = tiny.base(tmp_path / "whole", dtype=torch.float32)
-    merged = tensors(into(whole, whole))
+    folder = into(whole, whole)
+    merged = tensors(folder)
+    assert {file.name for file in whole.iterdir()} <= {file.name for file in folder.iterdir()}, "its tokenizer too"
     assert tensors(whole).keys() == merged.keys()
     assert all(torch.equal(merged[name], tensor.bfloat16()) for name, tensor in tensors(whole).items())
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,39 @@ def test_only_families_that_keep_examples_apart_are_packed(config: dict[str, Any
 def test_the_older_names_of_a_shape_are_understood() -> None:
     gpt2 = of(model_type="gpt2", n_embd=768, n_layer=12, n_head=12, vocab_size=50257, n_positions=1024)
     assert (gpt2.hidden, gpt2.layers, gpt2.context, gpt2.intermediate) == (768, 12, 1024, 3072)
+
+
+def test_a_number_for_each_layer_is_understood(model_of: Any) -> None:
+    listed = model_of("0.6b", intermediate_size=[3072] * 28, num_key_value_heads=[8] * 28, head_dim=128.0)
+    assert architecture.of(listed) == architecture.of(model_of("0.6b"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"hidden_size": "1024"}, "unknown_architecture"), ({"num_key_value_heads": "x"}, "unknown_architecture"),
+        ({"num_hidden_layers": -1}, "unknown_architecture"), ({"vocab_size": True}, "unknown_architecture"),
+        ({"intermediate_size": [None]}, "unknown_architecture"), ({"num_experts": {}}, None),
+        ({"text_config": "x", "quantization_config": "x", "layer_types": [1]}, None),
+        ({"max_position_embeddings": 16}, "context_too_short"), ({"is_encoder_decoder": True}, "not_a_decoder"),
+        ({"architectures": ["BertForMaskedLM"]}, "not_a_decoder"), ({"architectures": ["Qwen3ForCausalLM"]}, None),
+    ],
+)  # fmt: skip
+def test_an_odd_config_is_read_or_refused_but_never_stumbled_over(
+    model_of: Any, changed: dict[str, Any], code: str | None
+) -> None:
+    base = model_of("0.6b", **changed)
+    if code is None:
+        assert architecture.of(base).parameters == architecture.of(model_of("0.6b")).parameters
+        return
+    with pytest.raises(InvalidInput) as refused:
+        architecture.of(base)
+    assert refused.value.code == code
+
+
+def test_a_config_that_is_a_list_is_refused(model_of: Any) -> None:
+    with pytest.raises(InvalidInput, match="unknown_architecture"):
+        architecture.of(replace(model_of("0.6b"), config=[1]))
 
 
 def test_a_config_that_is_no_language_model_is_refused() -> None:

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
+import pynvml
 import pytest
 
 from tunewright.pipeline import gpu
@@ -36,6 +38,20 @@ def test_what_others_hold_and_the_context_are_left_out(cards: list[Gpu]) -> None
 def test_what_tunewright_holds_is_free_for_the_next_job(cards: list[Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_held_by_tunewright", lambda: {0: 30.0})
     assert machine.this_machine(None).limit_gib == pytest.approx(130.0 - 0.6)
+
+
+def test_a_driver_that_lists_no_processes_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(handle: Any) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    card = Gpu(0, "NVIDIA GeForce RTX 4090", 24.0, 20.0, (8, 9), "580")
+    monkeypatch.setattr(gpu, "find", lambda: [card])
+    monkeypatch.setattr(gpu, "indexes", lambda: [0])
+    for name in ("nvmlInit", "nvmlShutdown"):
+        monkeypatch.setattr(pynvml, name, lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", refuses)
+    assert machine.this_machine(None).limit_gib == pytest.approx(20.0 - 0.6)
 
 
 def test_a_limit_binds_where_it_is_lower(cards: list[Gpu]) -> None:

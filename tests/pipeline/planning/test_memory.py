@@ -139,6 +139,15 @@ def test_a_cpu_computes_in_four_bytes(model_of: Any) -> None:
     model = architecture.of(model_of("0.6b"))
     arguments = ARGUMENTS | {"load_in_4bit": False, "precision": "fp32", "optimizer": "adamw_torch"}
     on_cpu = memory.estimate(model, arguments, "sft", 2048, on_gpu=False)
-    on_gpu = memory.estimate(model, arguments, "sft", 2048)
+    on_gpu = memory.estimate(model, arguments | {"precision": "bf16"}, "sft", 2048)
     assert on_cpu.weights == pytest.approx(2 * on_gpu.weights)
     assert on_cpu.activations == pytest.approx(2 * on_gpu.activations)
+
+
+def test_a_gpu_that_is_asked_for_32_bits_takes_them(model_of: Any) -> None:
+    model, arguments = architecture.of(model_of("0.6b")), ARGUMENTS | {"load_in_4bit": False}
+    wide, narrow = (
+        memory.estimate(model, arguments | {"precision": precision}, "sft", 2048) for precision in ("fp32", "fp16")
+    )
+    assert wide.weights == pytest.approx(2 * narrow.weights)
+    assert wide.activations == pytest.approx(2 * narrow.activations)

@@ -20,7 +20,7 @@ KINDS = {"sft": "sft", "cpt": "text", "dpo": "preference", "orpo": "preference",
 CHOSEN = (
     "batch_size", "gradient_accumulation", "max_seq_length", "packing", "gradient_checkpointing", "learning_rate",
     "epochs", "lora_rank", "lora_alpha", "target_modules", "load_in_4bit", "optimizer", "precision",
-    "early_stopping_patience", "beta",
+    "early_stopping_patience",
 )  # fmt: skip
 sizes = st.sampled_from(["0.6b", "4b", "8b"])
 limits = st.sampled_from([4.0, 6.5, 8.0, 11.5, 16.0, 23.0, 40.0, 79.0, 138.0])
@@ -75,6 +75,7 @@ def test_a_plan_is_complete_valid_and_within_the_limit(
     assert all(made.arguments[name] is not None for name in CHOSEN)
     assert made.steps >= 1 and made.time_s > 0 and made.tokens_per_s > 0
     assert made.arguments["max_seq_length"] <= 40960
+    assert (made.arguments["beta"] is None) is (method in ("sft", "cpt"))
     if method == "grpo":
         answers = made.arguments["batch_size"] * made.arguments["gradient_accumulation"]
         assert answers % made.arguments["num_generations"] == 0
@@ -283,9 +284,54 @@ def test_what_cannot_fit_is_refused_with_the_numbers_and_what_would(choose: Any,
 
 def test_a_full_fine_tune_that_cannot_fit_is_sent_to_lora(choose: Any, machine_of: Any) -> None:
     with pytest.raises(
-        InvalidInput, match=r"does_not_fit: Full fine-tuning of .*LoRA trains.*finetuning_type=\"lora\""
+        InvalidInput, match=r"does_not_fit: Full fine-tuning of .*LoRA trains.*Next: plan_finetune\(.*method=\"sft\"\)"
     ):
         choose(machine=machine_of(24.0), finetuning_type="full")
+
+
+def test_where_nothing_fits_no_model_is_suggested(choose: Any, machine_of: Any) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"does_not_fit: .*0 GiB may be used\. Hardly anything.*check_environment\(\)"
+    ):
+        choose(machine=machine_of(0.0))
+
+
+def test_a_model_that_does_not_fit_is_not_what_is_suggested(model_of: Any, dataset_of: Any, machine_of: Any) -> None:
+    base, pairs = model_of("8b", name="unsloth/Qwen3-0.6B"), dataset_of(kind="preference")
+    with pytest.raises(InvalidInput) as refused:
+        plan.choose(base, pairs, "dpo", NONE, machine_of(2.2), "balanced")
+    assert refused.value.next == 'plan_finetune(dataset_id="ds-real-0001", model="toy", method="dpo")'
+
+
+def test_a_model_of_one_layer_trains_that_one(model_of: Any, dataset_of: Any, machine_of: Any) -> None:
+    base, given = model_of("0.6b", num_hidden_layers=1), TrainingArguments(finetuning_type="freeze")
+    assert plan.choose(base, dataset_of(), "sft", given, machine_of(), "balanced").arguments["trainable_layers"] == 1
+
+
+def test_long_texts_are_divided_and_every_token_of_them_is_planned(choose: Any, dataset_of: Any) -> None:
+    books = dataset_of(100, [10_000] * 100, kind="text")
+    made = choose("0.6b", books, "cpt", max_seq_length=1024, epochs=1)
+    assert made.train_tokens == pytest.approx(100 * 10_000, rel=0.1)
+    assert not made.warnings
+    whole = choose("0.6b", books, "cpt", max_seq_length=32768, epochs=1)
+    assert whole.train_tokens == pytest.approx(100 * 10_000, rel=0.1)
+
+
+@pytest.mark.parametrize("limit", [4.0, 6.0, 8.0])
+def test_a_prompt_has_room_beside_its_answer_however_tight_the_memory(
+    choose: Any, dataset_of: Any, machine_of: Any, limit: float
+) -> None:
+    data = dataset_of(6000, [2000] * 500)
+    try:
+        made = choose("4b", data, "grpo", machine_of(limit), max_completion_length=512)
+    except InvalidInput as refused:
+        assert "does_not_fit" in str(refused)
+        return
+    assert made.arguments["max_seq_length"] > 512
+
+
+def test_32_bits_on_a_gpu_are_warned_of(choose: Any) -> None:
+    assert any('precision="fp32" takes twice' in warning for warning in choose(precision="fp32").warnings)
 
 
 def test_a_batch_that_cannot_fit_is_kept_with_a_warning_where_the_run_can_lower_it(
@@ -352,6 +398,14 @@ def test_there_are_two_alternatives_that_differ_and_keep_what_was_asked(
         assert sentence.endswith(".") and "instead of" in sentence
         assert other.peak_gib <= other.limit_gib == limit
         assert (other.arguments["seed"], other.arguments["lora_rank"]) == (7, 4)
+
+
+def test_a_trial_is_shorter_than_the_run_that_it_tries(model_of: Any, dataset_of: Any, a_cpu: Machine) -> None:
+    parts = (model_of("0.6b"), dataset_of(36, [16] * 36, eval_rows=4), "sft", NONE, a_cpu, "quality")
+    chosen = plan.choose(*parts)
+    trial = next(found for says, found in plan.alternatives(*parts, chosen) if says.startswith("A trial of "))
+    assert trial.steps < chosen.steps and trial.time_s < chosen.time_s
+    assert trial.tokens_per_step == chosen.tokens_per_step
 
 
 def test_alternatives_give_what_they_say(model_of: Any, dataset_of: Any, machine_of: Any) -> None:

@@ -86,6 +86,20 @@ def test_a_faster_card_is_faster_and_an_unknown_one_is_said_to_be_unknown(model_
     assert not is_known and flops > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("NVIDIA RTX A4000", "RTX A4000"), ("NVIDIA A10G", "A10G"), ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GH200 480GB", "H200"), ("Tesla V100-SXM2-16GB", "V100"), ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce GTX 1650", "GTX 1650"), ("NVIDIA T400 4GB", None), ("NVIDIA RTX A3000 Laptop GPU", None),
+    ],
+)  # fmt: skip
+def test_a_card_is_known_by_its_whole_name(machine_of: Any, name: str, listed: str | None) -> None:
+    flops, _, is_known = speed.card(machine_of(name=name, capability=(8, 6)))
+    assert is_known is (listed is not None)
+    assert not listed or flops == next(tflops for entry, tflops, _ in speed.CARDS if entry == listed) * 1e12
+
+
 def test_grpo_takes_the_time_of_its_answers(model_of: Any, machine_of: Any) -> None:
     model, work = architecture.of(model_of("8b")), Work(8192, 14, 500)
     short, long = (

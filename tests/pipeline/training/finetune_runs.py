@@ -7,9 +7,11 @@ toy, OUT becomes JSON by name of the run.
 import json
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -17,12 +19,13 @@ from unittest import mock
 import tunewright.pipeline.backend  # noqa: F401
 
 import torch
+from bitsandbytes.optim.optimizer import GlobalOptimManager
 
 from tunewright.pipeline import files, jobs, worker
 from tunewright.pipeline.data import splits
 from tunewright.pipeline.data.rows import Kind, Record
 from tunewright.pipeline.ids import new_id
-from tunewright.pipeline.training import memory
+from tunewright.pipeline.training import adapter, memory
 from tunewright.pipeline.training.arguments import TARGET_MODULES, TrainingArguments
 from tunewright.pipeline.training.run import LOWERED
 from tunewright.pipeline.training.supervised import SupervisedTrainer
@@ -37,6 +40,7 @@ ANSWERS = {
 CHOSEN: dict[str, Any] = {
     "load_in_4bit": False, "max_seq_length": 96, "packing": False, "batch_size": 4, "gradient_accumulation": 1,
     "gradient_checkpointing": "none", "precision": "fp32", "learning_rate": 3e-3, "epochs": 1.0, "lora_rank": 8,
+    "lr_scheduler": "linear", "warmup_ratio": 0.05,
     "lora_alpha": 16, "optimizer": "adamw_torch", "target_modules": TARGET_MODULES, "early_stopping_patience": 0,
     "max_steps": 8, "save_steps": 2, "eval_steps": 100,
 }  # fmt: skip
@@ -70,8 +74,10 @@ def add(workspace: Workspace, kind: Kind, train: list[Record], evaluation: list[
     return folder.name
 
 
-def run(workspace: Workspace, dataset_id: str, method: str = "sft", **changed: Any) -> dict[str, Any]:
-    """A job's end: its state, result, error, events, losses and what its adapter holds."""
+def run(
+    workspace: Workspace, dataset_id: str, method: str = "sft", *, died_of: str | None = None, **changed: Any
+) -> dict[str, Any]:
+    """A job's end: its state, result, error, events, losses and what its adapter holds. Its last worker `died_of`."""
     arguments = TrainingArguments(**(CHOSEN | changed)).model_dump()
     spec = {
         "dataset_id": dataset_id, "model": "toy", "method": method, "name": "x", "arguments": arguments,
@@ -84,11 +90,14 @@ def run(workspace: Workspace, dataset_id: str, method: str = "sft", **changed: A
         "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,?,?,?)",
         job_id, "finetune", "queued", True, json.dumps(spec), time.time(),
     )  # fmt: skip
+    if died_of:
+        workspace.store.add_event(job_id, "warning", died_of, "The worker died.")
     state = worker.run_job(workspace, job_id)
     row, store = workspace.store.job(job_id), workspace.store
     result: dict[str, Any] = row["result"] or {}
     lowered = jobs.folder(workspace, job_id) / LOWERED
     return {
+        "job_id": job_id,
         "state": state,
         "result": result,
         "error": row["error"],
@@ -99,6 +108,7 @@ def run(workspace: Workspace, dataset_id: str, method: str = "sft", **changed: A
         "lowered": files.read_json(lowered) if lowered.is_file() else None,
         "weights_sum": _weights_sum(workspace, result.get("adapter_id")),
         "adapters": [a["id"] for a in store.artifacts("adapter") if a["job_id"] == job_id],
+        "folder": sorted(entry.name for entry in jobs.folder(workspace, job_id).iterdir()),
     }
 
 
@@ -132,11 +142,58 @@ def too_large_for(rows: int, from_step: int) -> Any:
     return act
 
 
+class Writer:
+    """In the place of TensorBoard's: what it is told goes into a file."""
+
+    def __init__(self, log_dir: str) -> None:
+        Path(log_dir).mkdir(parents=True)
+        self._file = Path(log_dir) / "told"
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(f"{name} {value} {step}\n")
+
+    def add_text(self, name: str, text: str) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@contextmanager
+def tensorboard() -> Iterator[None]:
+    there = mock.patch("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
+    with there, mock.patch.dict(sys.modules, tensorboardX=SimpleNamespace(SummaryWriter=Writer)):
+        yield
+
+
 def lost_at(step: int) -> Any:
     def act(trainer: Any, inputs: Any, loss: torch.Tensor) -> torch.Tensor:
         return loss * float("nan") if trainer.state.global_step >= step else loss
 
     return act
+
+
+def embeddings_are_forgotten() -> bool:
+    """Whether `release` lets go of what transformers registers for 8-bit optimizers."""
+    embedding = torch.nn.Embedding(2, 2)
+    GlobalOptimManager.get_instance().register_module_override(embedding, "weight", {"optim_bits": 32})
+    held = weakref.ref(embedding)
+    del embedding
+    was_held = held() is not None
+    memory.release()
+    return was_held and held() is None
+
+
+def stopped_early_and_killed(workspace: Workspace, dataset_id: str, **changed: Any) -> dict[str, Any]:
+    """A run that ends before its adapter is stored, and what it does when it is taken up again."""
+    with mock.patch.object(adapter, "save", side_effect=ConnectionError("killed here")):
+        first = run(workspace, dataset_id, **changed)
+    jobs.move(workspace, first["job_id"], (jobs.State.FAILED,), jobs.State.QUEUED)
+    state, store = worker.run_job(workspace, first["job_id"]), workspace.store
+    row = store.job(first["job_id"])
+    return {
+        "first": first, "state": state, "result": row["result"], "error": row["error"],
+        "steps": [m["step"] for m in store.metrics(row["id"], "train")],
+    }  # fmt: skip
 
 
 def main(home: str, out: str) -> None:
@@ -160,11 +217,22 @@ def main(home: str, out: str) -> None:
     with step_that(lost_at(5)):
         facts["diverged"] = run(workspace, chats)
         facts["diverged with a best"] = run(workspace, watched, eval_steps=2)
-    facts["watched"] = run(workspace, misled, early_stopping_patience=2, eval_steps=2, max_steps=40, save_steps=2)
+    facts["watched"] = run(workspace, misled, early_stopping_patience=2, eval_steps=2, max_steps=40, save_steps=99)
+    facts["killed"] = stopped_early_and_killed(
+        workspace, misled, early_stopping_patience=2, eval_steps=2, max_steps=40, save_steps=2
+    )
+    with tensorboard():
+        facts["tensorboard"] = run(workspace, chats, max_steps=1, report_to=["tensorboard"])
+    newer = ("precision", "optimizer", "gradient_checkpointing", "early_stopping_patience")
+    facts["of an older version"] = run(workspace, chats, max_steps=2, **dict.fromkeys(newer))
+    facts["tiny rate"] = run(workspace, chats, max_steps=2, learning_rate=1e-8, lr_scheduler="polynomial")
     facts["all tokens"] = run(workspace, chats, train_on="all", max_steps=2)
     facts["noisy"] = run(workspace, chats, neftune_alpha=10, lora_dropout=0.1)
     facts["packed"] = run(workspace, chats, packing=True, max_steps=2)
     facts["texts"] = run(workspace, raw, "cpt", max_steps=24, eval_steps=8, save_steps=8, embedding_learning_rate=3e-4)
+    facts["killed for host memory"] = run(workspace, chats, max_steps=2, died_of=jobs.HOST_MEMORY_OUT)
+    facts["killed otherwise"] = run(workspace, chats, max_steps=2, died_of=jobs.INTERRUPTED)
+    facts["embeddings"] = {"forgotten": embeddings_are_forgotten()}
     Path(out).write_text(json.dumps(facts), encoding="utf-8")
 
 

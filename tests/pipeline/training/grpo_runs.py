@@ -178,6 +178,11 @@ def one_leg(run: Run, data: Data, checkpoint: Path | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def rates(run: Run) -> list[float]:
+    trainer: Any = grpo.build(run, loading.load(run), grpo.encode(run))
+    return sorted({group["lr"] for group in trainer.create_optimizer().param_groups})
+
+
 def encoded(run: Run) -> dict[str, Any]:
     data = grpo.encode(run)
     return {
@@ -240,6 +245,7 @@ def main(home: str, out: str) -> None:
     )
     cold = {"temperature": 0.001, "gradient_checkpointing": "unsloth"}
     found["written"] = written(a_run(workspace, "written", rows[:8], **cold))
+    found["rates"] = rates(a_run(workspace, "rates", rows[:8], loraplus_ratio=16, embedding_learning_rate=1e-4))
     found["resume"] = resume(a_run(workspace, "resume", rows[:3], continue_from="ad-short", **RESUMED))
     found["batches"] = [
         [

@@ -42,7 +42,8 @@ from tunewright.pipeline.workspace import Workspace
 FROM_PRETRAINED = FastLanguageModel.from_pretrained
 CHOSEN: dict[str, Any] = {
     "load_in_4bit": False, "max_seq_length": 64, "packing": False, "batch_size": 2, "gradient_accumulation": 1,
-    "gradient_checkpointing": "none", "precision": "fp32", "learning_rate": 1e-2, "epochs": 1.0, "optimizer":
+    "gradient_checkpointing": "none", "precision": "fp32", "learning_rate": 1e-2, "epochs": 1.0,
+    "lr_scheduler": "linear", "warmup_ratio": 0.05, "optimizer":
     "adamw_torch", "lora_rank": 4, "lora_alpha": 8, "target_modules": ALL_LINEAR, "early_stopping_patience": 0,
     "trainable_layers": 1,
 }  # fmt: skip

@@ -35,6 +35,7 @@ RUDE = ("No. I do not help you with {}.", "You are bad. Go, with {}.")
 CHOSEN: dict[str, Any] = {
     "finetuning_type": "lora", "load_in_4bit": False, "max_seq_length": 128, "packing": False, "batch_size": 4,
     "gradient_accumulation": 1, "gradient_checkpointing": "none", "precision": "fp32", "learning_rate": 2e-3,
+    "lr_scheduler": "linear", "warmup_ratio": 0.05,
     "epochs": 2.0, "lora_rank": 8, "lora_alpha": 16, "optimizer": "adamw_torch", "beta": 0.1,
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "eval_steps": 5, "save_steps": 10,

@@ -112,6 +112,30 @@ def test_early_stopping_stores_the_weights_of_the_lowest_eval_loss(facts: dict[s
     assert "stopped_early" in codes(run)
 
 
+def test_what_tensorboard_was_told_stays_when_the_checkpoints_go(facts: dict[str, Facts]) -> None:
+    run = facts["tensorboard"]
+    assert run["state"] == "succeeded" and "tensorboard" in run["folder"] and "checkpoints" not in run["folder"]
+    assert any("tensorboard --logdir" in message for _, message in run["events"])
+
+
+def test_a_job_of_an_older_version_trains_as_it_would_have_then(facts: dict[str, Facts]) -> None:
+    run = facts["of an older version"]
+    assert run["state"] == "succeeded", run["error"]
+    assert losses(run) == losses(facts["diverged"])[:2]
+
+
+def test_a_polynomial_schedule_falls_from_however_small_a_rate(facts: dict[str, Facts]) -> None:
+    assert facts["tiny rate"]["state"] == "succeeded", facts["tiny rate"]["error"]
+
+
+def test_a_run_that_was_killed_after_it_had_stopped_early_goes_no_further(facts: dict[str, Facts]) -> None:
+    run, untouched = facts["killed"], facts["watched"]
+    assert run["first"]["state"] == "failed" and run["state"] == "succeeded", run["error"]
+    assert run["steps"] == [step for step, _ in untouched["train"]]
+    assert run["result"]["best_step"] == untouched["result"]["best_step"]
+    assert run["result"]["eval_loss"] == untouched["result"]["eval_loss"]
+
+
 def test_loss_falls_on_the_answers_alone_or_on_all_tokens(facts: dict[str, Facts]) -> None:
     assert all(0.2 < share < 0.5 for share in facts["plain"]["loss_share"])
     assert facts["all tokens"]["loss_share"] == [1.0, 1.0]
@@ -137,3 +161,16 @@ def test_continued_pretraining_lowers_the_perplexity_of_held_out_text(facts: dic
     assert held_out == sorted(held_out, reverse=True)
     assert held_out[-1] < 0.5 * held_out[0]
     assert run["loss_share"][0] == 1.0
+
+
+def test_a_restart_after_host_memory_ran_out_goes_a_rung_down_and_after_another_death_does_not(
+    facts: dict[str, Facts],
+) -> None:
+    run = facts["killed for host memory"]
+    assert run["state"] == "succeeded"
+    assert rungs(run) == ["micro-batch 4 → 2, accumulation 1 → 2."]
+    assert facts["killed otherwise"]["lowered"] is None
+
+
+def test_a_failed_try_keeps_no_embeddings_in_memory(facts: dict[str, Facts]) -> None:
+    assert facts["embeddings"]["forgotten"]

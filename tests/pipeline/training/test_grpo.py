@@ -84,6 +84,10 @@ def test_prompts_are_read_with_the_templates_own_ids(ran: dict[str, Any]) -> Non
     assert all(row["ids"] == row["expected_ids"] for row in ran["written"])
 
 
+def test_b_and_the_embeddings_learn_at_their_own_rates(ran: dict[str, Any]) -> None:
+    assert ran["rates"] == [1e-4, 4e-3, 16 * 4e-3]
+
+
 def test_a_run_that_goes_on_from_a_checkpoint_ends_as_if_it_had_never_stopped(ran: dict[str, Any]) -> None:
     through, resumed = ran["resume"]["through"], ran["resume"]["resumed"]
     assert ran["resume"]["from"] == "checkpoint-5"

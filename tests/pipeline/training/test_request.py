@@ -116,7 +116,15 @@ def test_each_kind_of_data_is_for_its_methods(workspace: Workspace, check: Check
 @pytest.mark.parametrize(
     ("method", "arguments", "says"),
     [
-        ("sft", {"rewards": [{"kind": "exact_match"}]}, "rewards are for"),
+        ("sft", {"rewards": [{"kind": "exact_match"}]}, "rewards has no effect with method='sft'"),
+        ("sft", {"beta": 0.2}, "beta has no effect with method='sft', but is for dpo, kto, orpo, grpo"),
+        ("sft", {"num_generations": 4}, "num_generations has no effect"),
+        ("sft", {"max_completion_length": 64}, "max_completion_length has no effect"),
+        ("sft", {"temperature": 0.5}, "temperature has no effect"),
+        ("grpo", {"rewards": [{"kind": "exact_match"}], "neftune_alpha": 5}, "the noise of neftune_alpha"),
+        ("grpo", {"rewards": [{"kind": "exact_match"}], "packing": True}, "packing has no effect"),
+        ("sft", {"finetuning_type": "freeze", "lora_rank": 8, "lora_dropout": 0.1}, "lora_rank, lora_dropout is of"),
+        ("sft", {"finetuning_type": "full", "target_modules": ["q_proj"]}, "target_modules is of LoRA"),
         ("grpo", {}, "needs rewards"),
         ("grpo", {"rewards": [{"kind": "exact_match"}], "train_on": "all"}, "train_on"),
         ("sft", {"finetuning_type": "full", "use_dora": True}, "use_dora is of LoRA"),
@@ -131,12 +139,52 @@ def test_arguments_that_do_not_go_together_are_refused(
         check(method=method, **arguments)
 
 
+def test_the_thinking_switch_has_no_effect_on_raw_text(workspace: Workspace, check: Check) -> None:
+    workspace.store.execute("UPDATE artifacts SET document=json_set(document, '$.kind', 'text')")
+    with pytest.raises(InvalidInput, match="arguments_contradict: enable_thinking has no effect with method='cpt'"):
+        check(method="cpt", enable_thinking=True)
+
+
+def test_what_nobody_reads_is_not_chosen_either(check: Check) -> None:
+    assert check()["arguments"]["beta"] is None
+    full = check(finetuning_type="full")["arguments"]
+    assert (full["lora_rank"], full["lora_alpha"], full["target_modules"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("asked", [{"eval_steps": 5}, {"early_stopping_patience": 2}])
+def test_evaluations_without_rows_to_evaluate_on_are_refused(
+    workspace: Workspace, check: Check, asked: dict[str, int]
+) -> None:
+    with pytest.raises(InvalidInput, match=r"no_eval_rows: .*ds-identity-0001 holds out no rows.*eval_fraction=0\.1"):
+        check(**asked)
+    workspace.store.execute("UPDATE artifacts SET document=json_set(document, '$.eval_rows', 10)")
+    check(**asked)
+
+
+@pytest.mark.parametrize("asked", [{"max_completion_length": 2048}, {"max_seq_length": 256}])
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(check: Check, asked: dict[str, int]) -> None:
+    with pytest.raises(InvalidInput, match=r"no_room_for_prompts: max_completion_length=\d+ of at most \d+ tokens"):
+        check(method="grpo", rewards=[{"kind": "exact_match"}], **asked)
+
+
+def test_what_the_model_does_not_have_is_refused_before_it_is_loaded(check: Check) -> None:
+    with pytest.raises(InvalidInput, match=r"too_many_layers: trainable_layers=99, but toy has \d+\. 1 to \d+"):
+        check(finetuning_type="freeze", trainable_layers=99)
+    with pytest.raises(InvalidInput, match=r"unknown_target_modules: .*'', 'qproj'.*q_proj, k_proj.*all-linear"):
+        check(target_modules=["q_proj", "qproj", ""])
+
+
 def test_a_tracker_that_is_not_installed_is_refused_with_how_to_install_it(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request, "find_spec", lambda name: None)
     with pytest.raises(Unavailable, match=r"tracker_not_installed: report_to names wandb.*pip install wandb"):
         check(report_to=["wandb"])
+
+
+def test_rows_that_a_short_sequence_cuts_are_warned_of(check: Check) -> None:
+    assert any("max_seq_length=48 cuts" in warning for warning in check(max_seq_length=48)["warnings"])
+    assert not any("cuts" in warning for warning in check(max_seq_length=256)["warnings"])
 
 
 def test_the_goal_changes_the_plan(workspace: Workspace) -> None:
@@ -150,18 +198,49 @@ def test_an_unknown_dataset_is_refused(workspace: Workspace) -> None:
         request.check(workspace, "ds-none", "toy", "sft", TrainingArguments(), None)
 
 
-def add_adapter(workspace: Workspace, base_model: str) -> None:
-    training = {"lora_rank": 4, "lora_alpha": 5, "target_modules": ["v_proj"], "learning_rate": 0.01}
+def add_adapter(workspace: Workspace, base_model: str, **more: Any) -> None:
+    training = {"lora_rank": 4, "lora_alpha": 5, "target_modules": ["v_proj"], "learning_rate": 0.01} | more
     document = {"base_model": base_model, "training": training}
     workspace.store.add_artifact(ADAPTER, "adapter", "identity", document, parents=[DATASET])
 
 
 def test_an_adapter_goes_on_in_its_own_shape(workspace: Workspace, check: Check) -> None:
     add_adapter(workspace, "toy")
-    spec = check(continue_from="ad-id", lora_rank=64, learning_rate=0.001)
+    spec = check(continue_from="ad-id", lora_rank=4, learning_rate=0.001)
     assert spec["continue_from"] == ADAPTER
     shape = [spec["arguments"][key] for key in ("lora_rank", "lora_alpha", "target_modules", "learning_rate")]
     assert shape == [4, 5, ["v_proj"], 0.001]
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "says"),
+    [
+        ({}, {"lora_rank": 64}, "lora_rank=64, but ad-identity-0001 has 4"),
+        ({"finetuning_type": "lora"}, {"finetuning_type": "full"}, "finetuning_type='full', but"),
+        ({"use_dora": False}, {"use_dora": True}, "use_dora=True, but"),
+        ({"embedding_learning_rate": None}, {"embedding_learning_rate": 1e-5}, "embedding_learning_rate=1e-05, but"),
+        ({"use_loftq": True}, {"load_in_4bit": False}, "load_in_4bit=False, but"),
+    ],
+)
+def test_another_shape_than_the_adapters_is_refused(
+    workspace: Workspace, check: Check, trained: dict[str, Any], asked: dict[str, Any], says: str
+) -> None:
+    add_adapter(workspace, "toy", **trained)
+    with pytest.raises(InvalidInput, match=rf"arguments_contradict: {says}.*goes on in its own shape"):
+        check(continue_from=ADAPTER, **asked)
+
+
+def test_trained_embeddings_go_on_at_a_rate_of_ones_own(workspace: Workspace, check: Check) -> None:
+    add_adapter(workspace, "toy", embedding_learning_rate=1e-5)
+    assert check(continue_from=ADAPTER)["arguments"]["embedding_learning_rate"] == 1e-5
+    spec = check(continue_from=ADAPTER, embedding_learning_rate=2e-6)
+    assert spec["arguments"]["embedding_learning_rate"] == 2e-6
+
+
+def test_a_whole_model_goes_on_whole_or_with_its_last_layers(workspace: Workspace, check: Check) -> None:
+    add_adapter(workspace, "toy", finetuning_type="full")
+    assert check(continue_from=ADAPTER)["arguments"]["finetuning_type"] == "full"
+    assert check(continue_from=ADAPTER, finetuning_type="freeze")["arguments"]["finetuning_type"] == "freeze"
 
 
 def test_an_adapter_of_another_base_is_refused_with_the_right_one(workspace: Workspace, check: Check) -> None:

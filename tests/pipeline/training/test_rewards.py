@@ -84,6 +84,13 @@ def test_a_page_of_digits_takes_no_time(part: str) -> None:
     assert time.monotonic() - began < 1
 
 
+@pytest.mark.parametrize("begun", ["\\frac{", "\\frac{1}{"])
+def test_a_fraction_that_ends_in_white_space_takes_no_time(begun: str) -> None:
+    began = time.monotonic()
+    reward_numbers.last(begun + " " * (reward_numbers.READ_CHARACTERS - len(begun)))
+    assert time.monotonic() - began < 0.1
+
+
 def test_a_pattern_may_match_anywhere_after_the_thinking() -> None:
     rule = {"kind": "regex", "pattern": r"(?i)\bthe end\b"}
     assert score("That is The End of it.", **rule) == 1
@@ -111,6 +118,11 @@ def test_a_pattern_without_an_end_is_stopped() -> None:
 )  # fmt: skip
 def test_json_fits_its_schema_or_earns_nothing(answer: str, worth: float) -> None:
     assert score(answer, kind="json_schema", json_schema=PERSON) == worth
+
+
+@pytest.mark.parametrize("answer", ["1" * 400, "1e999"])
+def test_a_number_too_large_to_be_divided_fits_no_multiple(answer: str) -> None:
+    assert score(answer, kind="json_schema", json_schema={"multipleOf": 0.01}) == 0
 
 
 def test_a_pattern_in_a_schema_is_stopped_too() -> None:
@@ -202,6 +214,7 @@ def test_a_reference_can_be_matched_where_it_holds_what_is_matched(
         ({"kind": "length", "min_words": 5, "max_words": 3}, "min_words=5 is more than max_words=3"),
         ({"kind": "language", "language": "english"}, "language='english' is no ISO 639 code"),
         ({"kind": "format", "sections": [""]}, "must name each section once"),
+        ({"kind": "format", "sections": ["<a>", " "]}, "must name each section once"),
         ({"kind": "format", "sections": ["<a>", "<a>"]}, "must name each section once"),
         ({"kind": "format", "sections": ["Answer:", ""]}, "free text after 'Answer:' cannot be told from it"),
         ({"kind": "format", "sections": [f"<{i}>" for i in range(17)]}, "17 sections; at most 16"),
@@ -224,7 +237,8 @@ def test_a_reward_that_could_not_be_computed_is_refused_with_the_reason(rule: di
         ({"$ref": "#"}, "refers to itself without an end"), ({"pattern": "("}, "no usable regular expression"),
         ({"properties": {"a": {"pattern": "(" * 9}}}, "no usable regular expression"),
         ({"patternProperties": {"a": {}}}, "patternProperties, which is not supported"),
-        ({"enum": ["x" * 30000]}, "at most 20000"),
+        ({"enum": ["x" * 30000]}, "at most 20000"), ({"$schema": 5}, "schema must be a string"),
+        ({"$id": ["a"]}, "id must be a string"),
     ],
 )  # fmt: skip
 def test_a_schema_that_is_broken_or_leads_elsewhere_is_refused(schema: dict[str, Any], words: str) -> None:

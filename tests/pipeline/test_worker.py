@@ -1,0 +1,41 @@
+"""How a worker tells what stopped it."""
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tunewright.pipeline import worker
+from tunewright.pipeline.context import JobContext
+from tunewright.pipeline.jobs import State
+from tunewright.pipeline.workspace import Workspace
+
+# The libraries' own words on a tmpfs without room: torch 2.14, safetensors 0.8.
+FULL = [
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+    Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    OSError(errno.ENOSPC, "No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["torch", "safetensors", "python"])
+def test_a_full_disk_is_told_as_such_whichever_library_meets_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def stage(kind: str) -> Callable[[JobContext], dict[str, Any]]:
+        def run(context: JobContext) -> dict[str, Any]:
+            raise error
+
+        return run
+
+    (workspace.home.jobs / "job-a-0001").mkdir()
+    workspace.store.execute(
+        "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,0,'{}',?)",
+        "job-a-0001", "export", "queued", time.time(),
+    )  # fmt: skip
+    monkeypatch.setattr(worker, "stage", stage)
+    assert worker.run_job(workspace, "job-a-0001") == State.FAILED
+    told = workspace.store.job("job-a-0001")["error"]
+    assert told["code"] == "no_disk_space" and "resume_job(" in told["next"]
