@@ -12,7 +12,7 @@ from tunewright.pipeline.data.rows import Unusable
 
 WANTED = ("true", "1", "1.0", "yes", "up", "thumbs_up", "good", "like", "👍")
 UNWANTED = ("false", "0", "0.0", "no", "down", "thumbs_down", "bad", "dislike", "👎")
-LABELS = dict.fromkeys(WANTED, True) | dict.fromkeys(UNWANTED, False)
+LABELS: dict[str, bool] = {word: word in WANTED for word in (*WANTED, *UNWANTED)}
 TYPES = {"list": "a list", "dict": "an object", "bytes": "binary data", "bool": "a truth value", "NoneType": "nothing"}
 
 
