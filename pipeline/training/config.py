@@ -9,8 +9,6 @@ from tunewright.pipeline.training.run import Run
 
 # Of all steps; transformers reads values below 1 as shares.
 SAVE_SHARE = EVAL_SHARE = 0.1
-
-
 REWARD = "eval_reward"
 
 

@@ -103,11 +103,12 @@ def _train(this: Run, method: ModuleType, data: Data) -> dict[str, Any]:
     loaded = loading.load(this)
     context.check_cancelled()
     trainer = method.build(this, loaded, data)
+    if this.method != "grpo":  # whose batches are not known before they are generated
+        # Before the reporter, which counts tokens and seconds from the run's own beginning.
+        trainer.add_callback(memory.Rehearsal(this, trainer))
     reporter = Reporter(context, trainer, data)
     trainer.add_callback(reporter)
     _keep_tensorboard(context, trainer)
-    if this.method != "grpo":  # whose batches are not known before they are generated
-        trainer.add_callback(memory.Rehearsal(this, trainer))
     if trainer.eval_dataset is not None:
         trainer.add_callback(SaveTheBest())
     patience = this.arguments["early_stopping_patience"]

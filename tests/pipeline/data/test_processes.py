@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,10 @@ def test_a_process_that_dies_is_said_and_leaves_nothing(
 
     def kill_one(done: float, total: float, message: str) -> None:
         for child in psutil.Process().children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
+            # One that was killed before may not have been waited for yet.
+            with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
 
     with pytest.raises(Unavailable, match="process_died"):
         prepare(workspace, str(source), on_progress=kill_one)
