@@ -163,8 +163,8 @@ def _shorten(schema: Any) -> None:
 def _shorten_optional(parameters: dict[str, Any]) -> None:
     """Of an argument that may be left out the schema says its type alone.
 
-    Not that null, which the server takes too, is the same as nothing, nor that a switch is off and a list empty: both
-    together took a sixth of the list.
+    Not that null, which the server takes too, is the same as nothing, nor that a switch is off, a number nought and a
+    list empty: both together took a sixth of the list.
     """
     properties: dict[str, dict[str, Any]] = parameters.get("properties", {})
     for name, schema in properties.items():

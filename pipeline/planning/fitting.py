@@ -88,15 +88,14 @@ def evaluate(problem: Problem, arguments: Arguments) -> Candidate:
     """What complete `arguments` take."""
     lengths, limit, batch = problem.lengths, arguments["max_seq_length"], arguments["batch_size"]
     sequences = memory.SEQUENCES_PER_ROW.get(problem.method, 1)
-    examples = float(batch * sequences)
+    rows = batch * sequences
     if problem.method == "grpo":
-        real = computed = examples * (lengths.mean(limit) + arguments["max_completion_length"])
+        real = computed = rows * (lengths.mean(limit) + arguments["max_completion_length"])
     elif arguments["packing"]:
-        packed = lengths.packed(limit)
-        real, computed, examples = batch * limit * packed.fill, float(batch * limit), batch * packed.examples
+        real, computed = batch * limit * lengths.packed(limit).fill, float(batch * limit)
     else:
-        real, computed = examples * lengths.mean(limit), examples * lengths.padded(limit, batch)
-    work = speed.Work(computed, examples, lengths.pairs(limit))
+        real, computed = rows * lengths.mean(limit), rows * lengths.padded(limit, batch)
+    work = speed.Work(computed, lengths.pairs(limit))
     step_s = speed.step_s(problem.model, arguments, problem.method, problem.machine, work)
     estimate = memory.estimate(problem.model, arguments, problem.method, lengths.longest, on_gpu=problem.machine.is_gpu)
     return Candidate(arguments, estimate, step_s, real * arguments["gradient_accumulation"])

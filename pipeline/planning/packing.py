@@ -71,16 +71,15 @@ class Lengths:
         """Best-fit decreasing, as TRL's `pack_dataset` does, on the sample."""
         bins, total = _best_fit(self.sample, limit)
         rows = max(1, round(bins * self.rows / len(self.sample)))
-        return Packed(rows, total / (bins * limit), len(self.sample) / bins)
+        return Packed(rows, total / (bins * limit))
 
 
 @dataclass(frozen=True)
 class Packed:
-    """`rows` after packing, the share of them that is `fill`ed with tokens, and `examples` in each on average."""
+    """`rows` after packing, and the share of them that is `fill`ed with tokens."""
 
     rows: int
     fill: float
-    examples: float
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ from tunewright.pipeline.planning.machine import Machine
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.training.arguments import ALL_LINEAR, TARGET_MODULES, Goal, Method, TrainingArguments
 
-THIN, FEW, MANY = 100, 1000, 10_000
+THIN, MANY = 100, 10_000
 # Fewer steps than these teach little, however many rows each of them sees.
 LEAST_STEPS = {"fast": 30, "balanced": 60, "quality": 60}
 # Batch 2 × accumulation 8 is the field's; a tenth of it is the least whose gradient is more than one row's.

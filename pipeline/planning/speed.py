@@ -1,7 +1,7 @@
 """How long a step takes, from its arithmetic and the card's peak.
 
 Does not guarantee more than the order between plans on cards other than the H100 and H200: every constant below is
-fitted to a dozen runs there (8B, 4B and 0.6B, packed and not). Two machines of one kind differed by 15 %.
+fitted to nine runs there (8B, 4B and 0.6B, packed and not). Two machines of one kind differed by 15 %.
 """
 
 import re
@@ -32,8 +32,8 @@ UNKNOWN_CARD = {9: (500.0, 2000.0), 8: (80.0, 500.0)}
 OLDER_CARD = (40.0, 300.0)
 
 # Matrix products reach this share of the peak. All between them (norms, rotations, activations, adapters) moves so many
-# bytes for each of a layer's activations, forward and backward, at the memory's bandwidth: least squares over packed
-# runs of 8B, 4B and 0.6B through the trainer on one H200 (benchmarks/RESULTS.md).
+# bytes for each of a layer's activations, forward and backward, at the memory's bandwidth: fitted to packed runs
+# of 8B, 4B and 0.6B through the trainer on one H200 (benchmarks/RESULTS.md).
 PRODUCTS_SHARE, BYTES_PER_ACTIVATION = 0.74, 37
 # An adapter's thin products reach a quarter of that.
 THIN_PRODUCTS = 4
@@ -53,16 +53,16 @@ CPU_FLOPS_PER_CORE = 33e9
 CPU_S_PER_LAYER = 0.012
 # Bytes per second of two channels of DDR4, less than their nominal 40 GB/s.
 CPU_BANDWIDTH = 20e9
-# Passes forward beside the policy's own: DPO's reference, KTO's reference and mismatched prompts twice over.
-EXTRA_FORWARDS = {"dpo": 1, "kto": 2}
+# Passes forward at each step beside the policy's own: KTO's over mismatched prompts. A reference reads the rows once,
+# before the first step (training/preference.py).
+EXTRA_FORWARDS = {"kto": 1}
 
 
 @dataclass(frozen=True)
 class Work:
-    """A micro-batch: `tokens` that are computed (padding too), in `examples`, each attending to `pairs` keys."""
+    """A micro-batch: `tokens` that are computed (padding too), each attending to `pairs` keys."""
 
     tokens: float
-    examples: float
     pairs: float
 
 

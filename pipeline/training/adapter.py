@@ -15,10 +15,10 @@ from tunewright.pipeline import files, models
 from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.ids import new_id
+from tunewright.pipeline.rerun import VERSIONS_OF
 from tunewright.pipeline.training import trainable
 from tunewright.pipeline.training.run import Run
 
-VERSIONS_OF = ("tunewright", "unsloth", "torch", "transformers", "peft", "trl", "bitsandbytes")
 SHARD_SIZE = "5GB"
 # In the job's folder, with the checkpoints until the end.
 BUFFERS = "buffers"

@@ -1,9 +1,9 @@
 """Attention over packed rows in one kernel call on torch 2.11, as Unsloth does it by itself from torch 2.12 on.
 
-Without it Unsloth runs attention once per example, and autograd adds up full-size gradients of every slice: 31 % of an
-8B QLoRA step on an H200 (profiled, torch 2.11; benchmarks/RESULTS.md). torch 2.11 has the kernel, grouped heads
-included; only the `enable_gqa` argument, which Unsloth looks for, is younger. `packing.keeps_examples_apart` proves the
-outcome on the very model before a run trains packed.
+Without it Unsloth runs attention once per example, and autograd adds up full-size gradients of every slice: 23 % of the
+kernels' time in an 8B QLoRA step on an H200 (profiled, torch 2.11; benchmarks/RESULTS.md). torch 2.11 has the kernel,
+grouped heads included; only the `enable_gqa` argument, which Unsloth looks for, is younger.
+`packing.keeps_examples_apart` proves the outcome on the very model before a run trains packed.
 """
 
 import inspect

@@ -103,7 +103,7 @@ class Rehearsal(TrainerCallback):
 
 def longest(rows: Any, count: int) -> list[int]:
     """Numbers of the `count` rows that hold most tokens, over all their columns of ids."""
-    columns = [name for name in rows.column_names if name.endswith("input_ids") or name.endswith("_ids")]
+    columns = [name for name in rows.column_names if name.endswith("_ids")]
     lengths = np.zeros(len(rows), dtype=np.int64)
     for name in columns:
         lengths += np.fromiter((len(ids) for ids in rows[name]), np.int64, len(rows))
