@@ -25,9 +25,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Switches that Unsloth reads at import. Its own order is torch's varlen kernel, one SDPA per example, one dense mask.
+# Switches that Unsloth reads at import. Its own order is torch's varlen kernel, one SDPA per example, one dense mask;
+# the first is as in the jobs, which give it that kernel on torch 2.11 too (training/attention.py).
+AS_IN_JOBS = "unsloth"
 UNSLOTH: dict[str, dict[str, str]] = {
-    "unsloth": {},
+    AS_IN_JOBS: {},
     "unsloth, an SDPA per example": {"UNSLOTH_TORCH_VARLEN": "0"},
     "unsloth, a dense mask": {
         "UNSLOTH_TORCH_VARLEN": "0", "UNSLOTH_SDPA_PACKED_SEGMENTS": "0", "UNSLOTH_HF_PACKED_VARLEN": "0",
@@ -252,8 +254,11 @@ def measured(backend: str, folder: Path, architectures: list[str]) -> Iterator[d
 
     import torch
 
+    from tunewright.pipeline.training import attention as one_kernel
     from tunewright.pipeline.training.packing import keeps_examples_apart
 
+    if backend == AS_IN_JOBS:
+        one_kernel.use_one_kernel_for_packed_rows()
     torch.set_float32_matmul_precision("highest")
     ran = count_kernels()
     for architecture in architectures:

@@ -6,16 +6,14 @@
     python benchmarks/training.py ladder MODEL         a batch that cannot fit
 
 MODEL is the folder of a base model. Rows have real lengths (log-normal, about 590 tokens in the mean); tokens per
-second count real tokens, padding never, and are the median over the steps after the first four.
+second count real tokens, padding never, of the steps after the first four over their wall time.
 """
 
 import argparse
 import csv
-import itertools
 import json
 import os
 import random
-import statistics as statistic
 import subprocess
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from tunewright.pipeline.jobs import ACTIVE
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.training import request
 from tunewright.pipeline.training.arguments import TrainingArguments
+from tunewright.pipeline.training.pace import WINDOW_STEPS
 from tunewright.pipeline.workspace import Workspace
 
 ROWS = 1500
@@ -97,19 +96,29 @@ def train(workspace: Workspace, dataset_id: str, model: str, max_steps: int, **g
 
 
 def measured(workspace: Workspace, row: Row) -> dict[str, Any]:
-    """What the job's metrics say: median speed and seconds per step after the warm-up, peak, first and last loss."""
+    """What the job's metrics say: speed and seconds per step after the warm-up, peak, first and last loss."""
     rows = workspace.store.metrics(row["id"], "train")
     if row["state"] != "succeeded" or len(rows) < WARM_UP_STEPS + 2:
         return {"state": row["state"], "error": row["error"]}
-    later = rows[WARM_UP_STEPS:]
-    step_s = statistic.median(b["at"] - a["at"] for a, b in itertools.pairwise(later))
+    tokens, begin = tokens_until(rows), WARM_UP_STEPS - 1
+    seconds = rows[-1]["at"] - rows[begin]["at"]
     return {
-        "state": row["state"], "step_s": round(step_s, 3),
-        "tokens_per_s": round(statistic.median(r["numbers"]["tokens_per_s"] for r in later)),
+        "state": row["state"], "step_s": round(seconds / (len(rows) - 1 - begin), 3),
+        "tokens_per_s": round((tokens[-1] - tokens[begin]) / seconds),
         "peak_gib": rows[-1]["numbers"]["peak_gib"],
         "loss": [rows[0]["numbers"]["loss"], rows[-1]["numbers"]["loss"]],
         "grad_norm": rows[-1]["numbers"].get("grad_norm"),
     }  # fmt: skip
+
+
+def tokens_until(rows: list[Row]) -> list[float]:
+    """Since the first step, at each: a row's speed is the mean of up to WINDOW_STEPS steps, warm-up among them."""
+    tokens = [0.0]
+    for number in range(1, len(rows)):
+        begin = max(0, number - WINDOW_STEPS)
+        seconds = rows[number]["at"] - rows[begin]["at"]
+        tokens.append(tokens[begin] + rows[number]["numbers"]["tokens_per_s"] * seconds)
+    return tokens
 
 
 def chosen(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """How long a step takes, from its arithmetic and the card's peak.
 
 Does not guarantee more than the order between plans on cards other than the H100 and H200: every constant below is
-fitted to nine runs there (8B, 4B and 0.6B, packed and not). Two machines of one kind differed by 15 %.
+fitted to nine runs there (8B, 4B and 0.6B, packed and not). Twelve later runs on two other H200s were within 18 %: the
+same run took up to a quarter less time on another machine.
 """
 
 import re
@@ -39,7 +40,7 @@ PRODUCTS_SHARE, BYTES_PER_ACTIVATION = 0.74, 37
 THIN_PRODUCTS = 4
 # What a layer costs the host that launches its kernels; below some 4,000 tokens the GPU waits for it.
 HOST_S_PER_LAYER = {"none": 0.0036, "plain": 0.0052, "unsloth": 0.0053}
-# Batches of changing lengths are not compiled (padding-free batches, unsloth/utils/padding_choice.py).
+# Each new length of a padded batch seems to cost the host again: steps of one run took 0.16 to 0.36 s.
 UNPACKED_HOST = 1.4
 # The trainer's own work for a micro-batch and for a step, and the optimizer's for each tensor that it updates.
 MICRO_BATCH_S, STEP_S, S_PER_TENSOR = 0.01, 0.02, 0.00015

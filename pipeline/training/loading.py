@@ -7,6 +7,7 @@ guarantee that Unsloth's kernels serve every layer: it falls back layer by layer
 
 import errno
 import gc
+import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from tunewright.pipeline.training.trainable import Start
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CHECKPOINTING = {"none": False, "plain": True, "unsloth": "unsloth"}
+# Unsloth's, of the process: full_finetuning sets it, the loader of the fast architectures never takes it back, and
+# while it stands no adapter is attached.
+WHOLE = "UNSLOTH_ENABLE_FULL_FINETUNING"
 # What a loader raises on a model that it was not written for: told outright, or stumbled over. Never OSError.
 UNSUPPORTED = (
     NotImplementedError, ValueError, RuntimeError, ImportError, LookupError, AttributeError, TypeError, AssertionError,
@@ -114,6 +118,7 @@ def _telling_unsupported() -> Generator[None]:
 def _with_unsloth(run: Run, start: Start) -> Loaded:
     arguments = run.arguments
     checkpointing = CHECKPOINTING[arguments["gradient_checkpointing"]]
+    os.environ[WHOLE] = "0"
     with _telling_unsupported():
         model, tokenizer = FastLanguageModel.from_pretrained(
             _source(run, start), max_seq_length=arguments["max_seq_length"], dtype=_dtype(run),

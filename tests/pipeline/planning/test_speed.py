@@ -13,9 +13,11 @@ ARGUMENTS: dict[str, Any] = {
     "embedding_learning_rate": None, "gradient_checkpointing": "none", "gradient_accumulation": 1,
     "trainable_layers": None, "max_completion_length": 256, "batch_size": 8, "max_seq_length": 2048,
 }  # fmt: skip
-# Seconds of an optimizer step on one H200 through the job's own trainer (the last two: Unsloth's notebook defaults),
-# Unsloth 2026.10.9, torch 2.11, log-normal lengths (mean 680 tokens): benchmarks/RESULTS.md, 2026-11-21.
+# Seconds of an optimizer step on H200s through the job's own trainer, Unsloth 2026.10.9, torch 2.11, log-normal lengths
+# (mean 680 tokens): benchmarks/RESULTS.md, 2026-11-21. The first nine are what the constants were fitted to (the last
+# two of them Unsloth's notebook defaults); the rest are other machines, to which nothing was fitted.
 UNPACKED = {"packing": False, "gradient_checkpointing": "unsloth"}
+PLAIN = {"load_in_4bit": False, "gradient_checkpointing": "plain"}
 MEASURED = [
     # size, arguments, tokens of a micro-batch, seconds
     ("8b", {}, 12256, 0.838),
@@ -27,6 +29,18 @@ MEASURED = [
     ("0.6b", {"packing": False}, 13000, 0.246),
     ("8b", UNPACKED | {"gradient_accumulation": 4}, 1500, 1.367),
     ("8b", UNPACKED, 1500, 0.330),
+    ("8b", {}, 12280, 0.807),
+    ("8b", {"gradient_checkpointing": "unsloth"}, 12280, 1.129),
+    ("4b", {"load_in_4bit": False}, 12280, 0.511),
+    ("0.6b", {"load_in_4bit": False}, 12280, 0.161),
+    ("4b", {"gradient_checkpointing": "unsloth"}, 8150, 0.452),
+    ("0.6b", {"lora_rank": 64}, 16290, 0.191),
+    ("0.6b", {"packing": False}, 13000, 0.208),
+    ("4b", PLAIN | {"packing": False, "gradient_accumulation": 2}, 5000, 0.796),
+    ("8b", PLAIN, 8180, 0.760),
+    ("0.6b", {"packing": False}, 13000, 0.271),
+    ("4b", {"gradient_checkpointing": "plain"}, 16340, 0.912),
+    ("0.6b", {"load_in_4bit": False, "gradient_checkpointing": "unsloth", "lora_rank": 32}, 16290, 0.254),
 ]
 
 

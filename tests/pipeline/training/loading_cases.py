@@ -1,10 +1,12 @@
 """Loads, trains two steps, saves, reloads and merges small random models in every form, and writes what was seen.
 
-`python loading_cases.py FOLDER` in a process of its own, as Unsloth must be imported before transformers and patches
-what it finds: FOLDER/facts.json. The tests assert; on a GPU the same script shows what Unsloth's own kernels do there.
+`python loading_cases.py FOLDER [NAME…]` in a process of its own, as Unsloth must be imported before transformers and
+patches what it finds: FOLDER/facts.json, of the named cases alone where some are. The tests assert; on a GPU the same
+script shows what Unsloth's own kernels do there (in 16 bits or fewer: on fp32 weights it leaves them out).
 """
 
 import json
+import os
 import shutil
 import sys
 import traceback
@@ -100,6 +102,7 @@ FORMS["embeddings offloaded"] = (
 )  # fmt: skip
 if torch.cuda.is_available():
     FORMS["8 bits"] = ("qwen3", {"load_in_8bit": True, "precision": "bf16"})
+    FORMS["lora in 16 bits"] = ("qwen3", {"precision": "bf16"})
 FORMS["full chat"] = ("qwen3", {"finetuning_type": "full", "precision": "bf16"})
 RATES: dict[str, tuple[str, dict[str, Any]]] = {
     "one rate": ("qwen3", {}),
@@ -210,7 +213,7 @@ def shake(model: Any) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 scale = parameter.float().std().nan_to_num(0.0).clamp(min=0.02)
-                parameter += (0.3 * scale * torch.randn(parameter.shape)).to(parameter)
+                parameter += (0.3 * scale * torch.randn(parameter.shape).to(scale)).to(parameter)
 
 
 def form(bench: Bench, base: str, changed: dict[str, Any]) -> dict[str, Any]:
@@ -306,14 +309,22 @@ def chat(bench: Bench, adapter_id: str) -> dict[str, Any]:
 
 
 def attaching(bench: Bench) -> dict[str, Any]:
-    """What Unsloth sees while it attaches an adapter and might put embeddings off into a folder it derives from it."""
+    """What Unsloth sees while it loads, after another run of this process trained a whole model, and while it attaches
+    an adapter and might put embeddings off into a folder it derives from it.
+    """
     run, attach, seen = bench.run("qwen3", **EMBEDDINGS), FastLanguageModel.get_peft_model, {}
+    os.environ[loading.WHOLE] = "1"
+
+    def load(*given: Any, **named: Any) -> Any:
+        seen["whole"] = os.environ[loading.WHOLE]
+        return FROM_PRETRAINED(*given, **named)
 
     def spy(model: Any, **named: Any) -> Any:
         seen["buffers"] = str(Path(named["temporary_location"]) / model.config._name_or_path)
         return attach(model, **named)
 
-    with mock.patch.object(FastLanguageModel, "get_peft_model", spy):
+    loads = mock.patch.object(FastLanguageModel, "from_pretrained", load)
+    with loads, mock.patch.object(FastLanguageModel, "get_peft_model", spy):
         model = loading.load(run).model
     return {**seen, "job": str(run.context.folder), "name": model.config._name_or_path, "base": run.base.loadable}
 
@@ -385,16 +396,20 @@ def refusals(bench: Bench, stored: Callable[[str], str]) -> Iterator[tuple[str, 
             yield name, refusal(bench, bench.run("qwen3"))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     bench = Bench(folder)
     facts: dict[str, Any] = {"device": bench.device}
 
     def seen(section: str, name: str, look: Callable[[], Any]) -> None:
         """One case that breaks must not hide the others."""
+        if names and name not in names:
+            return
         try:
             facts.setdefault(section, {})[name] = look()
         except Exception:  # noqa: BLE001 - whatever it is, it is the case's result
             facts.setdefault(section, {})[name] = {"failed": traceback.format_exc()}
+        # After each, so that a run which is stopped has shown what it came to.
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     for name in BASES:
         if name != "t5":
@@ -419,8 +434,7 @@ def main(folder: Path) -> None:
             lambda changed=changed: {how: gradients(bench, how, changed) for how in ("none", "plain", "unsloth")},
         )  # fmt: skip
     seen("refusals", "all", lambda: dict(refusals(bench, lambda name: facts["forms"][name]["adapter"])))
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -128,6 +128,14 @@ def test_embeddings_are_trained_as_a_whole_and_tied_ones_stay_one_matrix(
     assert sorted(entry.removesuffix(".modules_to_save.default.weight").rpartition(".")[2] for entry in found) == wholly
 
 
+def test_a_whole_model_that_was_trained_before_keeps_no_adapter_from_being_attached(
+    loading_facts: dict[str, Any],
+) -> None:
+    seen = loading_facts["attaching"]["embeddings"]
+    assert "failed" not in seen, seen["failed"]
+    assert seen["whole"] == "0"
+
+
 def test_embeddings_are_never_put_off_into_the_folder_of_the_base(loading_facts: dict[str, Any]) -> None:
     seen = loading_facts["attaching"]["embeddings"]
     assert "failed" not in seen, seen["failed"]
