@@ -109,6 +109,8 @@ def serve(home: str | None, *, inline: bool) -> None:
     # Configured before the server is built, or the SDK's own handler prints tracebacks of hundreds of lines.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("mcp").setLevel(logging.WARNING)
+    # It logs every URL, and a mirror's may hold a password.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     from tunewright.pipeline.errors import TunewrightError
     from tunewright.pipeline.workspace import Workspace
 
@@ -143,6 +145,7 @@ def main() -> None:
     repeat.add_argument("job", help="id or unique prefix of a fine-tuning job")
     # Suppressed, or it would put None over a --home that stands before the command.
     repeat.add_argument("--home", default=argparse.SUPPRESS, help="data home, as above")
+    commands.add_parser("toolchain", help="fetch llama.cpp's converter and build its quantizer, once")
     arguments = parser.parse_args()
     if arguments.command == "demo":
         from tunewright.examples.demo import run
@@ -152,6 +155,10 @@ def main() -> None:
         from tunewright.pipeline import rerun
 
         raise SystemExit(rerun.main(arguments.home, arguments.job))
+    if arguments.command == "toolchain":
+        from tunewright.pipeline.exporting import toolchain
+
+        raise SystemExit(toolchain.main())
     serve(arguments.home, inline=arguments.inline)
 
 

@@ -12,6 +12,7 @@ import psutil
 from tunewright.pipeline import catalog, gpu, models, toy
 from tunewright.pipeline.errors import Unavailable
 from tunewright.pipeline.exporting import toolchain
+from tunewright.pipeline.publishing.redact import without_login
 from tunewright.pipeline.settings import hub_endpoint, ollama_host
 from tunewright.pipeline.workspace import Workspace
 
@@ -25,6 +26,7 @@ def check(workspace: Workspace) -> dict[str, Any]:
     gpus = gpu.find()
     memory = psutil.virtual_memory()
     disk_free_gib = round(shutil.disk_usage(workspace.home.root).free / GIB, 1)
+    ollama_version, held = ollama_server()
     return {
         "device": gpus[0].name if gpus else f"cpu ({os.cpu_count()} cores)",
         "gpus": [
@@ -37,7 +39,8 @@ def check(workspace: Workspace) -> dict[str, Any]:
         "home": str(workspace.home.root),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
-        "usable": _usable(workspace),
+        "usable": _usable(workspace, ollama_version),
+        "ollama": held,
         "warnings": _warnings(gpus, disk_free_gib),
     }
 
@@ -54,30 +57,34 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _ollama_version() -> str | None:
+def ollama_server() -> tuple[str | None, list[dict[str, Any]]]:
+    """The version of the Ollama server and what it holds and runs (`OllamaClient.held`); None and nothing where no
+    server answers.
+    """
     from tunewright.pipeline.publishing.ollama_client import OllamaClient, answering
 
     try:
-        with answering("its version", next=""):
-            return OllamaClient().version()
+        with OllamaClient() as client, answering("what it has", next=""):
+            return client.version(), client.held()
     except Unavailable:
-        return None
+        return None, []
 
 
-def _usable(workspace: Workspace) -> dict[str, str]:
+def _usable(workspace: Workspace, ollama_version: str | None) -> dict[str, str]:
     from huggingface_hub import get_token
 
-    converter = toolchain.find(workspace)
-    ollama_version = _ollama_version()
+    found, host = toolchain.state(), without_login(ollama_host())
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return {
         "unsloth": "yes" if find_spec("unsloth") else "no: not installed",
         "toy_model": "ready"
         if toy.is_trained(workspace.home)
         else "made by the first fine-tune of 'toy', under a minute",
-        "gguf_toolchain": f"yes: {converter}" if converter else "fetched from the package index at the first export",
+        "gguf_converter": found["converter"],
+        "gguf_quantizer": found["quantizer"],
         "gguf_runtime": "yes: xllamacpp" if find_spec("xllamacpp") else "no: xllamacpp is not installed",
-        "ollama": f"yes: {ollama_version} at {ollama_host()}" if ollama_version else f"no answer at {ollama_host()}",
-        "hub": f"{hub_endpoint()}{' (HF_HUB_OFFLINE is set)' if os.environ.get('HF_HUB_OFFLINE') else ''}",
+        "ollama": f"yes: {ollama_version} at {host}" if ollama_version else f"no answer at {host}",
+        "hub": f"{without_login(hub_endpoint())}{offline}",
         "hub_token": "present" if get_token() else "none: set HF_TOKEN or run `hf auth login` to publish",
     }
 

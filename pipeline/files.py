@@ -37,14 +37,15 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def new_folder(final: Path) -> Generator[Path]:
+def new_folder(final: Path, owner: str | None = None) -> Generator[Path]:
     """A folder to fill that becomes `final` when the block ends and vanishes when it raises.
 
-    Raises FileExistsError where `final` exists: ids are never reused.
+    A kill leaves it; where an `owner` is named (else it is this process) the owner's next attempt begins by removing
+    it. Raises FileExistsError where `final` exists: ids are never reused.
     """
     if final.exists():
         raise FileExistsError(final)
-    partial = final.with_name(f"{PARTIAL}{os.getpid()}-{final.name}")
+    partial = final.with_name(f"{PARTIAL}{owner or os.getpid()}-{final.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -15,3 +15,10 @@ def slug(text: str, limit: int = 24) -> str:
 def new_id(kind: str, name: str) -> str:
     """A new id of `kind` (a key of `PREFIX`); its tail is four random characters."""
     return f"{PREFIX[kind]}-{slug(name)}-{''.join(secrets.choice(ALPHABET) for _ in range(4))}"
+
+
+def id_within(kind: str, name: str, job_id: str) -> str:
+    """The id of the one thing of `kind` that a job makes: the same each time the job runs, so a run after a kill finds
+    what the killed one had finished.
+    """
+    return f"{PREFIX[kind]}-{slug(name)}-{job_id.rpartition('-')[2]}"

@@ -13,7 +13,16 @@ from tunewright.pipeline.errors import InvalidInput, NotFound, TunewrightError, 
 from tunewright.pipeline.settings import hub_endpoint
 from tunewright.pipeline.workspace import Workspace
 
-SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*"]
+# What a tokenizer may be made of; its files belong together. Patterns of paths in a model's folder or repository.
+TOKENIZER_FILES = [
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
+    "chat_template*", "additional_chat_templates/*",
+]  # fmt: skip
+# Everything of a model but its weights; licences are passed on with what is made of it.
+SMALL_FILES = [
+    "config.json", "generation_config.json", *TOKENIZER_FILES, "*processor_config.json",
+    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+]  # fmt: skip
 HUB_TIMEOUT_S = 10
 
 

@@ -62,6 +62,17 @@ class Home:
         return self.root / "cache"
 
 
+def cache_home() -> Path:
+    """What can be made again and outlives data homes: `TUNEWRIGHT_CACHE`, else `tunewright/` in the user's cache.
+
+    That is `$XDG_CACHE_HOME`, else `~/.cache`. Made by whoever writes there first, mode 0700.
+    """
+    named = os.environ.get("TUNEWRIGHT_CACHE")
+    if not named:
+        named = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/tunewright"
+    return Path(named).expanduser().absolute()
+
+
 def ollama_host() -> str:
     """Base URL of the Ollama server: `OLLAMA_HOST` with Ollama's own defaults filled in."""
     scheme, _, rest = os.environ.get("OLLAMA_HOST", "").strip().rpartition("://")

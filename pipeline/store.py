@@ -190,7 +190,7 @@ class Store:
         if kinds and found["kind"] not in kinds:
             raise InvalidInput(
                 "wrong_kind",
-                f"{found['id']} is a {found['kind']}.",
+                f"{found['id']} is of kind {found['kind']}.",
                 allowed=f"Expected: {' or '.join(kinds)}, an id that begins with "
                 f"{' or '.join(PREFIX[kind] + '-' for kind in kinds)}.",
                 next=listing,

@@ -27,6 +27,7 @@ class Environment(Result):
     python: str
     versions: dict[str, str]
     usable: dict[str, str]
+    ollama: list[dict[str, Any]]
     warnings: list[str]
 
 
@@ -44,7 +45,10 @@ class ModelView(BaseModel):
 
 
 class Models(Result):
+    """`ollama` is what the Ollama server holds: GGUF, which serves but cannot be trained; `trainable` is what can."""
+
     models: list[ModelView]
+    ollama: list[dict[str, Any]]
 
 
 def check_environment(ctx: AppContext) -> Environment:
@@ -68,7 +72,8 @@ def list_models(
     """
     rows = environment.list_models(workspace_of(ctx), query, fits_only)
     steps = [step("plan_finetune", "What it takes.", dataset_id="DATASET_ID", model=rows[0]["model"])] if rows else []
-    return Models(models=[ModelView(**row) for row in rows], next_steps=steps)
+    held = environment.ollama_server()[1]
+    return Models(models=[ModelView(**row) for row in rows], ollama=held, next_steps=steps)
 
 
 def register(server: TunewrightServer) -> None:

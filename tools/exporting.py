@@ -1,6 +1,6 @@
 """merge_and_export."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from mcp.types import ToolAnnotations
 from pydantic import Field
@@ -10,6 +10,12 @@ from tunewright.pipeline.exporting import request
 from tunewright.tools.framework import AppContext, TunewrightServer, workspace_of
 from tunewright.tools.training import JobState, follow
 
+# PEFT's names (add_weighted_adapter).
+Combination = Literal[
+    "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
+    "magnitude_prune", "magnitude_prune_svd",
+]  # fmt: skip
+
 
 def merge_and_export(
     ctx: AppContext,
@@ -17,20 +23,31 @@ def merge_and_export(
     outputs: Annotated[
         list[str] | None,
         Field(
-            min_length=1, max_length=8,
-            description="lora, merged_16bit, gguf:f16, gguf:bf16, gguf:q8_0. Default: merged_16bit and gguf:q8_0.",
+            min_length=1, max_length=16,
+            description="lora, lora_gguf, merged_16bit, merged_4bit, gguf:TYPE (f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, "
+            "q4_k_s, q4_0, q3_k_m). Default: merged_16bit and gguf:q8_0.",
         ),
     ] = None,
     adapter_scale: Annotated[
         float, Field(gt=0, le=request.MAX_SCALE, description="Below 1 weakens the adapter; 0.5 cures overfitting.")
     ] = 1.0,
-    verify: Annotated[bool, Field(description="Load each GGUF; compare its tokens and prompts.")] = True,
+    combine_with: Annotated[
+        dict[str, float] | None,
+        Field(max_length=8, description="More adapters of the same base: id to weight; adapter_scale is the first's."),
+    ] = None,
+    combination: Annotated[Combination, Field(description="PEFT's method for combine_with.")] = "linear",
+    verify: Annotated[
+        bool, Field(description="Compare each with the trained model: prompts, tokens, stop, KL, answers.")
+    ] = True,
 ) -> JobState:  # fmt: skip
-    """Merges an adapter into its 16-bit base and converts it to GGUF by llama.cpp's own converter; a job."""
+    """Merges an adapter into its 16-bit base, converts and quantizes it, and measures that it still is the trained
+    model; what is not cannot be published. A job.
+    """
     workspace = workspace_of(ctx)
     spec = request.check(
-        workspace, adapter_id, outputs or ["merged_16bit", "gguf:q8_0"], adapter_scale=adapter_scale, verify=verify
-    )
+        workspace, adapter_id, outputs or list(request.USUAL), adapter_scale=adapter_scale, combine_with=combine_with,
+        combination=combination, verify=verify,
+    )  # fmt: skip
     row = jobs.submit(workspace, "export", spec["name"], spec, needs_device=True)
     return JobState(job_id=row["id"], state=row["state"], next_steps=[follow(row["id"])])
 

@@ -17,7 +17,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.stdio import stdio_server
 from mcp.types import CallToolResult, InputRequiredResult
-from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from tunewright.pipeline.data import privacy
@@ -55,8 +55,9 @@ async def run_in_thread(work: Callable[[], T], stop: threading.Event) -> T:
         raise
 
 
-# A call that makes sense now, ready to send. No docstring: it would stand in the schema of every tool.
 class NextStep(BaseModel):
+    """A call that makes sense now, ready to send."""
+
     tool: str
     arguments: dict[str, Any] = Field(default_factory=dict[str, Any])
     why: str = ""
@@ -65,8 +66,7 @@ class NextStep(BaseModel):
 class Result(BaseModel):
     """The base of every tool's result."""
 
-    # Its form is told by the steps themselves; in the schema of every tool it would take a tenth of the list.
-    next_steps: list[Annotated[NextStep, WithJsonSchema({"type": "object"})]] = Field(default_factory=list[NextStep])
+    next_steps: list[NextStep] = Field(default_factory=list[NextStep])
 
 
 def step(tool: str, why: str, **arguments: Any) -> NextStep:
@@ -116,8 +116,8 @@ class TunewrightServer(MCPServer[App]):
         """Makes every registered tool refuse arguments that it does not have. To be called after registration.
 
         The SDK drops them silently, so a misspelt argument would be ignored. Also drops what tells an agent nothing:
-        a sixth of tools/list is titles that pydantic makes of names, and the indentation of docstrings. This reaches
-        into `fn_metadata`, which is private to the SDK; tests/tools/test_framework.py holds it.
+        titles that pydantic makes of names, the indentation of docstrings, the inside of results. This reaches into
+        `fn_metadata`, which is private to the SDK; tests/tools/test_framework.py holds it.
         """
         for tool in self._tool_manager.list_tools():
             model = tool.fn_metadata.arg_model
@@ -127,8 +127,8 @@ class TunewrightServer(MCPServer[App]):
             tool.description = inspect.cleandoc(tool.description)
             _shorten(tool.parameters)
             _shorten_optional(tool.parameters)
-            _shorten(tool.fn_metadata.output_schema)
-            _shorten_nulls(tool.fn_metadata.output_schema)
+            if tool.fn_metadata.output_schema is not None:
+                tool.fn_metadata.output_schema = _outline(tool.fn_metadata.output_schema)
 
 
 def _unforeseen(name: str, cause: BaseException) -> str:
@@ -179,26 +179,25 @@ def _shorten_optional(parameters: dict[str, Any]) -> None:
         _shorten_optional(inner)
 
 
-def _shorten_nulls(schema: Any) -> None:
-    """In a result's schema, `anyOf` a type and null becomes a list of types; what no reader needs goes: defaults, and
-    which parts are always there.
+def _outline(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a result's schema the names of its parts and their types.
 
-    Not in the schema of arguments: not every host reads lists of types there.
+    What is inside a part is told by the part itself where it is read; told here as well, it took a fifth of the list.
     """
-    if isinstance(schema, dict):
-        node = cast("dict[str, Any]", schema)
-        node.pop("default", None)
-        if isinstance(node.get("required"), list):  # else it is a part called so
-            del node["required"]
-        options: list[dict[str, Any]] = node.get("anyOf", [])
-        if len(options) == 2 and options[1] == {"type": "null"} and isinstance(options[0].get("type"), str):
-            del node["anyOf"]
-            node |= options[0] | {"type": [options[0]["type"], "null"]}
-        for value in node.values():
-            _shorten_nulls(value)
-    elif isinstance(schema, list):
-        for value in cast("list[Any]", schema):
-            _shorten_nulls(value)
+    inside: dict[str, dict[str, Any]] = schema.get("$defs", {})
+
+    def types(part: dict[str, Any]) -> list[str]:
+        if "$ref" in part:
+            return types(inside[part["$ref"].rpartition("/")[2]])
+        if "anyOf" in part:
+            return [name for option in part["anyOf"] for name in types(option)]
+        return [part["type"]] if "type" in part else []
+
+    parts: dict[str, dict[str, Any]] = {}
+    for name, part in schema["properties"].items():
+        found = list(dict.fromkeys(types(part)))
+        parts[name] = {"type": found[0] if len(found) == 1 else found} if found else {}
+    return {"type": "object", "properties": parts}
 
 
 def _argument_errors(tool: str, schema: dict[str, Any], error: ValidationError) -> str:

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from mcp.types import ToolAnnotations
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, Field
 
 from tunewright.pipeline import models
 from tunewright.pipeline.catalog import DEFAULT_MODEL
@@ -38,7 +38,7 @@ class Planned(Result):
     time_s: float
     reasons: dict[str, str]
     # Its form is told by the entries themselves, as that of next_steps.
-    alternatives: list[Annotated[Alternative, WithJsonSchema({"type": "object"})]]
+    alternatives: list[Alternative]
     warnings: list[str]
 
 

@@ -1,14 +1,17 @@
-"""publish_to_ollama and publish_to_hub: outward acts, so each can be looked at first and must be confirmed."""
+"""publish_to_ollama and publish_to_hub: outward acts, so each can be looked at first and must be agreed to."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio.to_thread
+from mcp.server.mcpserver import Elicit, Resolve
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from tunewright.pipeline import jobs
-from tunewright.pipeline.errors import Conflict, call
+from tunewright.pipeline.errors import call
 from tunewright.pipeline.workspace import Workspace
+from tunewright.tools import agreement
+from tunewright.tools.agreement import Agreement
 from tunewright.tools.framework import AppContext, Result, TunewrightServer, step, workspace_of
 from tunewright.tools.training import follow
 from tunewright.tools.waiting import outcome
@@ -19,6 +22,8 @@ ModelName = Annotated[
 RepoId = Annotated[str, Field(min_length=1, max_length=200, description="owner/name on the Hub.")]
 DryRun = Annotated[bool, Field(description="Show exactly what would be done; do nothing.")]
 Confirm = Annotated[bool, Field(description="True only after the user has agreed.")]
+Force = Annotated[bool, Field(description="Although its parity failed or is unknown.")]
+Preset = Literal["assistant", "retrieval", "deterministic", "creative"]
 
 
 class Published(Result):
@@ -30,48 +35,106 @@ class Published(Result):
     publication: dict[str, Any] | None = None
 
 
+Plan = dict[str, Any]
+
+
+async def _ollama_plan(
+    ctx: AppContext, export_id: str, model_name: str, output: str | None, preset: str, system: str | None,
+    parameters: dict[str, Any] | None, push: bool, overwrite: bool, force: bool,
+) -> Plan:  # fmt: skip
+    from tunewright.pipeline.publishing import ollama
+
+    workspace = workspace_of(ctx)
+    return await anyio.to_thread.run_sync(
+        lambda: ollama.prepare(
+            workspace, export_id, model_name, output=output, preset=preset, system=system, parameters=parameters,
+            overwrite=overwrite, push=push, force=force,
+        )
+    )  # fmt: skip
+
+
+def _push_question(plan: Plan) -> str:
+    return f"Push {plan['model_name']} to its registry, where others can read it?"
+
+
+async def _may_push(
+    ctx: AppContext, plan: Annotated[Plan, Resolve(_ollama_plan)], push: bool, dry_run: bool, confirm: bool
+) -> Agreement | Elicit[Agreement]:
+    retry = call("publish_to_ollama", **plan["arguments"], confirm=True)
+    return agreement.ask(ctx, _push_question(plan), confirmed=confirm or dry_run or not push, retry=retry)
+
+
 async def publish_to_ollama(
     ctx: AppContext,
+    plan: Annotated[Plan, Resolve(_ollama_plan)],
+    agreed: Annotated[agreement.Answer, Resolve(_may_push)],
     export_id: Annotated[str, Field(description="From merge_and_export; holds a GGUF.")],
     model_name: ModelName,
+    output: Annotated[str | None, Field(description="Which, e.g. gguf:q4_k_m; default: the recommended one.")] = None,
+    preset: Annotated[
+        Preset, Field(description="retrieval: answers from the given context only, cool.")
+    ] = "assistant",
     system: Annotated[str | None, Field(max_length=50_000, description="System prompt built into the model.")] = None,
     parameters: Annotated[
         dict[str, Any] | None, Field(description="Modelfile PARAMETERs, e.g. temperature, top_p, num_ctx, stop.")
     ] = None,
     push: Annotated[bool, Field(description="Also push it to Ollama's registry.")] = False,
     overwrite: bool = False,
+    force: Force = False,
     dry_run: DryRun = False,
     confirm: Confirm = False,
-) -> Published:
-    """Puts a GGUF into Ollama with template, stop tokens and sampling as trained, and checks that it answers there."""
-    from tunewright.pipeline.publishing import ollama
-
-    workspace = workspace_of(ctx)
-    plan = await anyio.to_thread.run_sync(
-        lambda: ollama.prepare(workspace, export_id, model_name, system, parameters, overwrite, push)
-    )
+) -> Published:  # fmt: skip
+    """Puts a GGUF into Ollama with template, stop tokens and sampling as trained, and checks there that it answers as
+    the trained model does; what differs is removed again.
+    """
     spec = {
-        "export_id": plan["export_id"], "model_name": model_name, "system": system, "parameters": parameters,
-        "push": push, "overwrite": overwrite,
+        "export_id": plan["export_id"], "model_name": model_name, "output": output, "preset": preset,
+        "system": system, "parameters": parameters, "push": push, "overwrite": overwrite, "force": force,
     }  # fmt: skip
-    given = {key: value for key, value in spec.items() if value not in (None, False)}
     if dry_run:
         why = "Do it, once the user agrees." if push else "Do it."
-        return Published(
-            state="dry run", plan=plan,
-            next_steps=[step("publish_to_ollama", why, **given, **({"confirm": True} if push else {}))],
-        )  # fmt: skip
-    if push and not confirm:
-        raise _unconfirmed(f"Pushing {model_name} makes it public", "publish_to_ollama", given)
-    return await _publish(ctx, workspace, "publish_ollama", model_name, spec)
+        again = step("publish_to_ollama", why, **plan["arguments"], **({"confirm": True} if push else {}))
+        return Published(state="dry run", plan=plan, next_steps=[again])
+    agreement.require(agreed, _push_question(plan))
+    return await _publish(ctx, workspace_of(ctx), "publish_ollama", model_name, spec)
+
+
+async def _hub_plan(
+    ctx: AppContext, artifact_id: str, repo_id: str, outputs: list[str] | None, private: bool, overwrite: bool,
+    force: bool,
+) -> Plan:  # fmt: skip
+    from tunewright.pipeline.publishing import hub
+
+    workspace = workspace_of(ctx)
+    return await anyio.to_thread.run_sync(
+        lambda: hub.prepare(
+            workspace, artifact_id, repo_id, outputs=outputs, private=private, overwrite=overwrite, force=force
+        )
+    )
+
+
+def _upload_question(plan: Plan) -> str:
+    who = "private" if plan["private"] else "for everybody to read"
+    return f"Upload {plan['artifact_id']} ({plan['bytes'] / 1e6:,.1f} MB) to {plan['url']}, {who}?"
+
+
+async def _may_upload(
+    ctx: AppContext, plan: Annotated[Plan, Resolve(_hub_plan)], dry_run: bool, confirm: bool
+) -> Agreement | Elicit[Agreement]:
+    retry = call("publish_to_hub", **plan["arguments"], confirm=True)
+    return agreement.ask(ctx, _upload_question(plan), confirmed=confirm or dry_run, retry=retry)
 
 
 async def publish_to_hub(
     ctx: AppContext,
+    plan: Annotated[Plan, Resolve(_hub_plan)],
+    agreed: Annotated[agreement.Answer, Resolve(_may_upload)],
     artifact_id: Annotated[str, Field(description="An adapter or an export.")],
     repo_id: RepoId,
+    outputs: Annotated[list[str] | None, Field(description="Of an export only these, e.g. gguf:q8_0.")] = None,
     private: bool = True,
     overwrite: bool = False,
+    force: Force = False,
     dry_run: DryRun = False,
     confirm: Confirm = False,
 ) -> Published:
@@ -79,27 +142,15 @@ async def publish_to_hub(
 
     The token comes from HF_TOKEN or the Hub's own login, never from an argument. The dataset is never uploaded.
     """
-    from tunewright.pipeline.publishing import hub
-
-    workspace = workspace_of(ctx)
-    plan = await anyio.to_thread.run_sync(lambda: hub.prepare(workspace, artifact_id, repo_id, private, overwrite))
-    spec = {"artifact_id": plan["artifact_id"], "repo_id": repo_id, "private": private, "overwrite": overwrite}
+    spec = {
+        "artifact_id": plan["artifact_id"], "repo_id": repo_id, "outputs": outputs, "private": private,
+        "overwrite": overwrite, "force": force,
+    }  # fmt: skip
     if dry_run:
-        return Published(
-            state="dry run", plan=plan,
-            next_steps=[step("publish_to_hub", "Do it, once the user agrees.", **spec, confirm=True)],
-        )  # fmt: skip
-    if not confirm:
-        raise _unconfirmed(f"Uploading {plan['artifact_id']} to {plan['url']} sends it out", "publish_to_hub", spec)
-    return await _publish(ctx, workspace, "publish_hub", repo_id, spec)
-
-
-def _unconfirmed(what: str, tool: str, spec: dict[str, Any]) -> Conflict:
-    return Conflict(
-        "not_confirmed", f"{what}, and confirm was not set.",
-        allowed="Ask the user; dry_run=true shows what would be sent.",
-        next=call(tool, **spec, confirm=True), done="Nothing was sent.",
-    )  # fmt: skip
+        again = step("publish_to_hub", "Do it, once the user agrees.", **plan["arguments"], confirm=True)
+        return Published(state="dry run", plan=plan, next_steps=[again])
+    agreement.require(agreed, _upload_question(plan))
+    return await _publish(ctx, workspace_of(ctx), "publish_hub", repo_id, spec)
 
 
 async def _publish(ctx: AppContext, workspace: Workspace, kind: str, name: str, spec: dict[str, Any]) -> Published:

@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 import anyio.to_thread
 from mcp.server.mcpserver import Image
 from mcp.types import CallToolResult, ContentBlock, TextContent, ToolAnnotations
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, Field
 
 from tunewright.pipeline import environment, jobs, plots, status
+from tunewright.pipeline.exporting.outputs import is_gguf
+from tunewright.pipeline.publishing import gate
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
@@ -21,12 +23,6 @@ class Alert(BaseModel):
     code: str
     message: str
     advice: str
-
-
-# What stands in tools/list is short: the names inside explain themselves where they are read.
-Alerts = Annotated[list[Alert], WithJsonSchema({"type": "array"})]
-Points = Annotated[list[tuple[int, float]], WithJsonSchema({"type": "array"})]
-Object = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
 
 
 class JobLine(BaseModel):
@@ -45,12 +41,12 @@ class JobView(JobLine):
     eval_loss: float | None
     tokens_per_s: float | None
     peak_gib: float | None
-    alerts: Alerts
-    shape: Object
-    plan: Object
-    metrics: Object
-    loss_curve: Points
-    eval_curve: Points
+    alerts: list[Alert]
+    shape: dict[str, Any]
+    plan: dict[str, Any]
+    metrics: dict[str, Any]
+    loss_curve: list[tuple[int, float]]
+    eval_curve: list[tuple[int, float]]
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     events: list[str]
@@ -131,16 +127,29 @@ def _next(workspace: Workspace, row: Row) -> list[NextStep]:
             step("merge_and_export", "Merge and convert to GGUF.", adapter_id=adapter_id),
         ]  # fmt: skip
     if "export_id" in result and row["kind"] == "export":
-        return [
-            step(
-                "publish_to_ollama", "Look at the Modelfile first.", export_id=result["export_id"],
-                model_name="my-model", dry_run=True,
-            )
-        ]  # fmt: skip
+        return _after_export(row, result)
     if "dataset_id" in result and row["kind"] != "finetune":
         dataset_id = result["dataset_id"]
         return [step("inspect_dataset", "Look at its rows and its report.", dataset_id=dataset_id)]
     return [step("list_artifacts", "See what there is.")]
+
+
+def _after_export(row: Row, result: dict[str, Any]) -> list[NextStep]:
+    """To Ollama what passed; where nothing did, or nothing is a GGUF, what can be done instead."""
+    parity: dict[str, Any] = result["parity"]
+    outputs: list[str] = [entry["output"] for entry in result["files"]]
+    force = {"force": True} if gate.is_for(outputs) and not parity else {}
+    to_ollama = partial(step, "publish_to_ollama", export_id=result["export_id"], model_name="my-model", dry_run=True)
+    if parity.get("failures"):
+        why = "It is not what was trained: see all that failed."
+        failed = step("get_status", why, job_id=row["id"], detail="detailed")
+        passed = (parity.get("recommendation") or {}).get("output")
+        return [failed, *([to_ollama(why="This one passed.", output=passed)] if passed else [])]
+    unverified = "Unverified, so by force alone: " if force else ""
+    if any(is_gguf(output) for output in outputs):
+        return [to_ollama(why=f"{unverified}Look at the Modelfile first.", **force)]
+    hub = {"artifact_id": result["export_id"], "repo_id": "your-name/your-model", "dry_run": True, **force}
+    return [step("publish_to_hub", f"{unverified}Look at the model card first.", **hub)]
 
 
 def register(server: TunewrightServer) -> None:

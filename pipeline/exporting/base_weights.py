@@ -1,14 +1,17 @@
 """The 16-bit weights that an adapter is merged into: found on this machine, or fetched from the Hub.
 
-Guarantees: never a quantized base. Merging into 4-bit weights would bake their rounding error into every layer.
+Guarantees: never a quantized base. Merging into 4-bit weights would bake their rounding error into every layer. Never
+other weights than the adapter's record names (`require_trained_on`), as far as it names them. Light.
 """
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tunewright.pipeline import files, models
 from tunewright.pipeline.errors import InvalidInput, NotFound
+from tunewright.pipeline.exporting import weights
 from tunewright.pipeline.settings import hub_endpoint
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -43,7 +46,53 @@ def locate(workspace: Workspace, adapter: Row) -> Path:
             allowed="Merging needs the weights that the adapter was trained on; the adapter alone can be exported.",
             next=f'merge_and_export(adapter_id="{adapter["id"]}", outputs=["lora"])',
         )
-    return _from_hub(workspace, name)
+    # The revision that was trained on, where it is one of this very repository.
+    revision = _revision(Path(document["path"])) if name == document["base_model"] else None
+    return _from_hub(workspace, name, revision)
+
+
+def _revision(adapter: Path) -> str | None:
+    provenance = adapter / "provenance.json"
+    return files.read_json(provenance).get("base_revision") if provenance.is_file() else None
+
+
+def require_trained_on(adapter: Path, base: Path) -> None:
+    """Raises InvalidInput where the adapter in `adapter` was trained on other weights than those in `base`.
+
+    Compares the fingerprint that provenance.json holds (`base_fingerprint`), else the folder that adapter_config.json
+    names. Says nothing where neither is there, or where the two are of different types (4 bits against 16).
+    """
+    recorded = trained_on(adapter)
+    if recorded is None:
+        return
+    found = weights.fingerprint(base)
+    if recorded != found and recorded.split(":")[0] == found.split(":")[0]:
+        raise InvalidInput(
+            "adapter_of_another_base",
+            f"The adapter was trained on other weights than those at {base}: fingerprint {_short(recorded)}, not "
+            f"{_short(found)}. The shapes are the same, the values are not.",
+            allowed="An adapter fits only the base that it was trained on: not a later revision, another fine-tune, or "
+            "the model that it was merged into already.",
+            next="list_models()",
+            done="Nothing was exported.",
+        )
+
+
+def trained_on(adapter: Path) -> str | None:
+    """The fingerprint (`weights.fingerprint`) of the base of the adapter in `adapter`, None where nothing tells it."""
+    provenance = adapter / "provenance.json"
+    recorded = files.read_json(provenance).get("base_fingerprint") if provenance.is_file() else None
+    named = Path(files.read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
+    if recorded or not (named.is_absolute() and (named / "config.json").is_file()):
+        return recorded
+    try:
+        return weights.fingerprint(named)
+    except InvalidInput:  # half of it is gone
+        return None
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint.split(":")[1][:12]
 
 
 def _is_hub_id(name: str) -> bool:
@@ -66,14 +115,22 @@ def _quantized(name: str, folder: Path) -> InvalidInput:
     )
 
 
-def _from_hub(workspace: Workspace, name: str) -> Path:
+def _from_hub(workspace: Workspace, name: str, revision: str | None) -> Path:
     """A whole snapshot of `name`, or of its 16-bit original where `name` says that it is a 4-bit copy."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     original = QUANTIZED_SUFFIX.sub("", name)
+    get = partial(
+        snapshot_download, original, revision=revision if original == name else None, allow_patterns=PATTERNS,
+        endpoint=hub_endpoint(),
+    )  # fmt: skip
     try:
-        folder = Path(snapshot_download(original, allow_patterns=PATTERNS, endpoint=hub_endpoint()))
+        try:
+            folder = Path(get())
+        except (HfHubHTTPError, OSError):
+            # A commit's list of files is asked for even where all of it is cached.
+            folder = Path(get(local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise models.unreachable(workspace, original) from error
     # Offline, a snapshot of which only small files were ever fetched is returned as it is.

@@ -12,7 +12,7 @@ from pathlib import Path
 from tunewright.pipeline import files
 from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.errors import TunewrightError
-from tunewright.pipeline.exporting import pretokenizer, programs
+from tunewright.pipeline.exporting import pretokenizer, programs, spm_vocabulary
 from tunewright.pipeline.exporting.launch_converter import UNNAMED
 
 LAUNCHER = "tunewright.pipeline.exporting.launch_converter"
@@ -21,7 +21,10 @@ THINKING_OFF = "{%- set enable_thinking = false %}"
 
 
 def lay_out(merged: Path, folder: Path, *, enable_thinking: bool) -> None:
-    """Fills the empty `folder` with what the converter reads: `merged`, its weights linked and its template fixed."""
+    """Fills the empty `folder` with what the converter reads: `merged`, its weights linked, its template fixed.
+
+    So is a tokenizer of which the converter needs more than transformers keeps. The files of `merged` stay as they are.
+    """
     for file in merged.iterdir():
         if file.suffix == ".safetensors":
             (folder / file.name).symlink_to(file.resolve())
@@ -40,6 +43,7 @@ def lay_out(merged: Path, folder: Path, *, enable_thinking: bool) -> None:
         if config.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast") and pretokenizer.recognise(merged):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         files.write_json(config_file, config)
+    spm_vocabulary.add_to(folder, template.render([{"role": "user", "content": "Hello"}], add_generation_prompt=True))
 
 
 def convert(

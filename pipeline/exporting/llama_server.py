@@ -1,7 +1,8 @@
 """llama.cpp's server as a child of `runtime.LlamaRuntime`: `python -P -m …llama_server`. Lives as long as its stdin.
 
 llama.cpp prints on descriptors 1 and 2 and aborts its process where it fails; neither may happen to whoever uses it.
-Reads one line of JSON (`model`, `n_ctx`, `api_key`) from stdin and answers with one line, its address.
+Reads one line of JSON (`model`, `n_ctx`, `api_key`, `threads`) from stdin and answers with one line, its address.
+`threads` 0 leaves their number to llama.cpp.
 """
 
 import importlib
@@ -23,6 +24,8 @@ def main() -> None:
         parameters.model.path = request["model"]
         parameters.n_ctx = request["n_ctx"]
         parameters.api_keys = [request["api_key"]]
+        if request["threads"]:
+            parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = request["threads"]
         parameters.hostnames = ["127.0.0.1"]
         parameters.port = 0
         parameters.ui = False

@@ -1,6 +1,7 @@
 """A PEFT adapter read as changes to named tensors of its base. Runs in a worker; needs torch, not peft.
 
-Guarantees: every tensor of the adapter is understood or the adapter is refused; nothing is left out silently.
+Guarantees: every tensor of the adapter is understood or the adapter is refused; nothing is left out silently. Its
+values stay on the disk until their turn comes, and a product is made block by block (`shards`).
 Formula: W' = W + scale · B A with scale = alpha / r, or alpha / sqrt(r) with rsLoRA (Hu 2021; Kalajdzievski 2023). With
 DoRA each output's row of that is brought to its trained length m: W' = m · V / ‖V‖, V = W + scale · B A (Liu 2024).
 With LoftQ, W is what 4 bits leave of it, as the adapter was trained on that (training/loftq.py).
@@ -8,16 +9,17 @@ With LoftQ, W is what 4 bits leave of it, as the adapter was trained on that (tr
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from tunewright.pipeline import files
 from tunewright.pipeline.errors import InvalidInput
+from tunewright.pipeline.exporting import shards, weights
+from tunewright.pipeline.exporting.weights import Stored
 
 PREFIX = "base_model.model."
 PART = re.compile(
@@ -33,6 +35,8 @@ NOT_MERGED = (
     "target_parameters",
     "trainable_token_indices",
 )
+# On a GPU every block costs a round trip.
+GPU_BLOCK_ELEMENTS = 8 * 2**20
 # These begin from base weights that were changed first, and the changed weights are not in the adapter.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
@@ -41,14 +45,16 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 class LowRank:
     """A product to be added to one tensor: `a` (r, in) and `b` (out, r); `transposed` where the tensor is (in, out).
 
-    `magnitude` (out,) is DoRA's; `on_4_bits` says that the product belongs to the tensor as a 4-bit base has it.
+    It is that in an `embedding`, whose rows are its inputs, and in GPT-2's Conv1D. `magnitude` (out,) is DoRA's;
+    `on_4_bits` says that the product belongs to the tensor as a 4-bit base has it.
     """
 
-    a: torch.Tensor
-    b: torch.Tensor
+    a: Stored
+    b: Stored
     scale: float
     transposed: bool
-    magnitude: torch.Tensor | None = None
+    embedding: bool = False
+    magnitude: Stored | None = None
     on_4_bits: bool = False
 
     @property
@@ -56,18 +62,50 @@ class LowRank:
         rows, columns = self.b.shape[0], self.a.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
 
-    def added_to(self, weight: torch.Tensor, device: str) -> torch.Tensor:
-        """`weight` as the adapter has it, computed in float32 on `device`; returned on the CPU in its own dtype."""
-        b, a = self.b.to(device, torch.float32), self.a.to(device, torch.float32)
-        change = (b @ a).mul_(self.scale)
-        base = weight.to(device)
-        merged = (_in_4_bits(base) if self.on_4_bits else base).float() + (change.T if self.transposed else change)
-        if self.magnitude is not None:
-            by_output = merged.T if self.transposed else merged
-            lengths = by_output.norm(dim=1)
-            by_output = by_output * (self.magnitude.to(device, torch.float32) / lengths)[:, None]
-            merged = by_output.T if self.transposed else by_output
-        return merged.to(weight.dtype).cpu()
+    def added_to(self, weight: Stored, dtype: torch.dtype, buffers: shards.Buffers) -> Iterator[torch.Tensor]:
+        """Blocks of rows of `weight` as the adapter has it, in `dtype`, to be written.
+
+        Computed in float32, on the GPU where it has the memory for that now, else on the CPU.
+        """
+        device, ranges = self._placed(weight)
+        a, b = (shards.rows(part).to(device, torch.float32) for part in (self.a, self.b))
+        magnitude = None if self.magnitude is None else shards.rows(self.magnitude).to(device, torch.float32)
+        for first, last in ranges:
+            base = shards.rows(weight, first, last, buffers=buffers).to(device)
+            base = _in_4_bits(base) if self.on_4_bits else base
+            left, right = (b, a[:, first:last]) if self.transposed else (b[first:last], a)
+            if device == "cpu":
+                base = buffers.get("base", base.shape, torch.float32).copy_(base)
+                product = buffers.get("product", (len(left), right.shape[1]), torch.float32)
+                torch.mm(left, right, out=product)
+            else:
+                product = left @ right
+            merged = product.T if self.transposed else product
+            # One multiplication, one addition, in peft's order: the result is peft's to the last bit.
+            merged.mul_(self.scale).add_(base)
+            if magnitude is not None:
+                by_output = merged.T if self.transposed else merged
+                scaled = magnitude if self.transposed else magnitude[first:last]
+                by_output.mul_((scaled / by_output.norm(dim=1))[:, None])
+            yield buffers.to_write(merged.shape, dtype).copy_(merged)
+
+    def _placed(self, weight: Stored) -> tuple[str, list[tuple[int, int]]]:
+        """The device, and the blocks of rows that suit it."""
+        if torch.cuda.is_available():
+            ranges = list(self._ranges(weight, GPU_BLOCK_ELEMENTS))
+            block = max(last - first for first, last in ranges) * weight.shape[1]
+            # In float32: the product, the base, what comes of the two, and the two factors.
+            if torch.cuda.mem_get_info()[0] > 4 * (3 * block + self.a.elements + self.b.elements):
+                return "cuda", ranges
+        return "cpu", list(self._ranges(weight, shards.BLOCK_ELEMENTS))
+
+    @property
+    def _by_rows(self) -> bool:
+        """Whether each row can be computed by itself: quantization and transposed lengths go over all of them."""
+        return not self.on_4_bits and not (self.transposed and self.magnitude)
+
+    def _ranges(self, weight: Stored, elements: int) -> Iterator[tuple[int, int]]:
+        return shards.ranges(weight, elements) if self._by_rows else iter([(0, weight.shape[0])])
 
 
 @dataclass(frozen=True)
@@ -75,7 +113,7 @@ class Adapter:
     """`replaced`: tensors stored as a whole, by name. `added`: products by the name of the tensor they are added to."""
 
     added: dict[str, LowRank]
-    replaced: dict[str, torch.Tensor]
+    replaced: dict[str, Stored]
 
 
 def read(folder: Path, base_tensors: Iterable[str], *, adapter_scale: float, tied: bool) -> Adapter:
@@ -84,15 +122,15 @@ def read(folder: Path, base_tensors: Iterable[str], *, adapter_scale: float, tie
     `tied` says that the base's output layer is its embedding: changing one would silently change the other.
     """
     config = files.read_json(folder / "adapter_config.json")
-    _require_plain_lora(config)
+    require_plain(config)
     known = set(base_tensors)
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    replaced: dict[str, torch.Tensor] = {}
-    unknown: dict[str, torch.Tensor] = {}
-    for key, tensor in load_file(folder / "adapter_model.safetensors").items():
+    parts: dict[str, dict[str, Stored]] = {}
+    replaced: dict[str, Stored] = {}
+    unknown: dict[str, Stored] = {}
+    for key, tensor in weights.of_file(folder / "adapter_model.safetensors").items():
         # peft stores an embedding's own weights beside its LoRA.
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-        if not bool(torch.isfinite(tensor).all()):
+        if not all(bool(torch.isfinite(extreme)) for block in shards.blocks(tensor) for extreme in block.aminmax()):
             raise _refused(f"its tensor {key!r} holds NaN or infinity: the training diverged")
         if (match := PART.match(name)) and f"{match['module']}.weight" in known:
             parts.setdefault(match["module"], {})[match["part"]] = tensor
@@ -115,9 +153,9 @@ def read(folder: Path, base_tensors: Iterable[str], *, adapter_scale: float, tie
     return Adapter(added, replaced)
 
 
-def _all_equal(tensors: list[torch.Tensor]) -> bool:
+def _all_equal(tensors: list[Stored]) -> bool:
     """Whether there are two or more, and all the same."""
-    return len(tensors) > 1 and all(torch.equal(tensors[0], other) for other in tensors[1:])
+    return len(tensors) > 1 and all(shards.equal(tensors[0], other) for other in tensors[1:])
 
 
 def _in_4_bits(weight: torch.Tensor) -> torch.Tensor:
@@ -130,7 +168,8 @@ def _in_4_bits(weight: torch.Tensor) -> torch.Tensor:
     return dequantize_4bit(packed, state)
 
 
-def _require_plain_lora(config: dict[str, Any]) -> None:
+def require_plain(config: dict[str, Any]) -> None:
+    """Raises InvalidInput unless an adapter_config.json means what this module's formula says."""
     if config.get("peft_type") != "LORA":
         raise _refused(f"its type is {config.get('peft_type')!r}")
     used = [key for key in NOT_MERGED if config.get(key)]
@@ -141,7 +180,7 @@ def _require_plain_lora(config: dict[str, Any]) -> None:
         raise _refused(f"it was trained with init_lora_weights={start!r}, from base weights changed beforehand")
 
 
-def _product(config: dict[str, Any], module: str, found: dict[str, torch.Tensor], adapter_scale: float) -> LowRank:
+def _product(config: dict[str, Any], module: str, found: dict[str, Stored], adapter_scale: float) -> LowRank:
     embedding = "lora_embedding_A" in found
     a = found.get("lora_embedding_A" if embedding else "lora_A.weight")
     b = found.get("lora_embedding_B" if embedding else "lora_B.weight")
@@ -155,7 +194,7 @@ def _product(config: dict[str, Any], module: str, found: dict[str, torch.Tensor]
     alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
     scale = adapter_scale * alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     transposed = embedding or bool(config.get("fan_in_fan_out"))
-    return LowRank(a, b, scale, transposed, magnitude, on_4_bits=bool(config.get("loftq_config")))
+    return LowRank(a, b, scale, transposed, embedding, magnitude, on_4_bits=bool(config.get("loftq_config")))
 
 
 def _by_pattern(patterns: dict[str, float], module: str, default: float) -> float:

@@ -1,7 +1,7 @@
 """Which of llama.cpp's pre-tokenizers a `tokenizer.json` uses, read from its split expressions. Light.
 
 llama.cpp's converter knows tokenizers by a hash of token ids and refuses every vocabulary it has not met. The split is
-what matters, so its name is found here and the token ids are compared afterwards (`verify`): a name is a claim, the
+what matters, so its name is found here and the token ids are compared afterwards (`parity`): a name is a claim, the
 comparison is the proof.
 """
 

@@ -4,170 +4,139 @@ Guarantees that no path of this machine and no training row stands in it. Says o
 a licence that the base does not state is left out, not guessed.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tunewright.pipeline import catalog
-from tunewright.pipeline.publishing import lineage
+from tunewright.pipeline.exporting.outputs import LORA, LORA_GGUF, MERGED, MERGED_4BIT, is_gguf
+from tunewright.pipeline.publishing import licences, lineage, usage
 from tunewright.pipeline.publishing.redact import public
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
+# A failure of the parity quotes what it compared, in quotation marks as Python sets them: it can be a row of the data.
+QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*\1(?!\w)""")
 
-def build(workspace: Workspace, artifact: Row, repo_id: str) -> str:
-    """The card of an adapter or an export that will lie at `repo_id`. Raises NotFound where its adapter is gone."""
-    adapter = lineage.adapter_of(workspace, artifact)
+
+def build(
+    workspace: Workspace, artifact: Row, repo_id: str, outputs: Sequence[str] = (), failures: Sequence[str] = ()
+) -> str:
+    """The card of an adapter, or of `outputs` of an export, that will lie at `repo_id`.
+
+    `failures` of the parity that were overridden stand at its top. Raises NotFound where the adapter is gone.
+    """
+    adapters = lineage.adapters_of(workspace, artifact)
+    adapter, licence = adapters[0], licences.of_base(adapters[0])
     sections = [
         f"# {repo_id.rpartition('/')[2]}",
-        _summary(artifact, adapter),
-        _usage(artifact, adapter, repo_id),
-        _data(lineage.dataset_of(workspace, artifact)),
+        _forced(workspace, failures),
+        _summary(artifact, adapters, outputs),
+        usage.section(artifact, adapter, repo_id, outputs),
+        _licence(adapter, licence),
+        _data([lineage.dataset_of(workspace, each) for each in adapters]),
         _table("Training", public(workspace, {"method": adapter["document"].get("method"), **_training(adapter)})),
         _table("Results", public(workspace, adapter["document"].get("metrics", {}))),
-        _files(artifact),
+        _parity(workspace, artifact, outputs),
+        _files(artifact, outputs),
         _provenance(artifact, adapter),
     ]
-    front = _front_matter(adapter, artifact)
+    front = _front_matter(artifact, adapter, licence, repo_id, outputs)
     return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
-
-
-def hub_id(name: str) -> str | None:
-    """`name` where it is a Hub id, which others can load; None for a local folder and the built-in toy."""
-    is_hub_id = name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not Path(name).exists()
-    return name if is_hub_id else None
-
-
-def outputs(artifact: Row) -> list[str]:
-    """The outputs of an export (`merged_16bit`, `gguf:q8_0`, …); none for an adapter."""
-    return [file["output"] for file in artifact["document"].get("files", [])]
 
 
 def _training(adapter: Row) -> dict[str, Any]:
     return adapter["document"].get("training", {})
 
 
-def _base(adapter: Row) -> str:
-    """The base as it may be named in public: a Hub id, or the last part of a local path."""
-    name = adapter["document"]["base_model"]
-    return hub_id(name) or Path(name).name
-
-
-def _ggufs(artifact: Row) -> list[str]:
-    return [Path(file["path"]).name for file in artifact["document"].get("files", []) if "gguf" in file["output"]]
-
-
-def _is_whole(artifact: Row) -> bool:
-    """Whether it is a whole model, trained full or frozen in part, that is kept among the adapters."""
-    return artifact["document"].get("form") == "full"
-
-
-def _front_matter(adapter: Row, artifact: Row) -> str:
+def _front_matter(
+    artifact: Row, adapter: Row, licence: licences.Licence | None, repo_id: str, outputs: Sequence[str]
+) -> str:
     from huggingface_hub import ModelCardData
 
-    base = hub_id(adapter["document"]["base_model"])
-    if _is_whole(artifact):
-        library, relation = "transformers", "finetune"
-    elif artifact["kind"] == "adapter":
-        library, relation = "peft", "adapter"
-    else:
-        library, relation = "transformers", "finetune" if "merged_16bit" in outputs(artifact) else "quantized"
+    base = lineage.hub_id(adapter["document"]["base_model"])
+    library, relation = _kind(artifact, outputs)
     method = adapter["document"].get("method", "sft")
-    form = adapter["document"].get("training", {}).get("finetuning_type", "lora")
-    tags = ["tunewright", "unsloth", form, method, *(["gguf"] if _ggufs(artifact) else [])]
+    form = _training(adapter).get("finetuning_type", "lora")
+    is_4bit = MERGED_4BIT in outputs and MERGED not in outputs
+    tags = ["tunewright", "unsloth", form, method]
+    tags += ["gguf"] if any(is_gguf(output) or output == LORA_GGUF for output in outputs) else []
+    tags += ["bitsandbytes", "4-bit"] if is_4bit else []
+    more: dict[str, Any] = {"quantized_by": repo_id.partition("/")[0]} if relation == "quantized" else {}
     return ModelCardData(
         base_model=base,
         base_model_relation=relation if base else None,
         library_name=library,
         pipeline_tag="text-generation",
-        license=_licence(adapter),
+        license=licence.id if licence else None,
+        license_name=licence.name if licence else None,
+        license_link=licence.link if licence else None,
         tags=tags,
         ignore_metadata_errors=False,
+        **more,
     ).to_yaml()
 
 
-def _licence(adapter: Row) -> str | None:
-    """The base's licence as its own card states it, else as the catalogue of known models does."""
-    from huggingface_hub.repocard import metadata_load
-
-    document = adapter["document"]
-    readme = Path(document["base_path"]) / "README.md" if document.get("base_path") else None
-    if readme is not None and readme.is_file():
-        stated = (metadata_load(readme) or {}).get("license")
-        if isinstance(stated, str):
-            return stated
-    known = (model.licence for model in catalog.KNOWN_MODELS if model.hub_id == document["base_model"])
-    return next(known, None)
+def _kind(artifact: Row, outputs: Sequence[str]) -> tuple[str, str]:
+    """The library and the relation to the base (huggingface.co/docs/hub/model-cards) of what lies at the root."""
+    if lineage.is_whole(artifact) or MERGED in outputs:
+        return "transformers", "finetune"
+    if MERGED_4BIT in outputs:
+        return "transformers", "quantized"
+    if any(is_gguf(output) for output in outputs):
+        return "gguf", "quantized"
+    return ("gguf" if outputs and LORA not in outputs else "peft"), "adapter"
 
 
-def _summary(artifact: Row, adapter: Row) -> str:
-    base, link = _base(adapter), hub_id(adapter["document"]["base_model"])
+def _forced(workspace: Workspace, failures: Sequence[str]) -> str:
+    if not failures:
+        return ""
+    lines = [f"> - {QUOTED.sub('…', public(workspace, failure))}" for failure in failures]
+    head = "> [!WARNING]\n> Published although it is not shown to be the model that was trained:\n>"
+    return "\n".join([head, *lines])
+
+
+def _summary(artifact: Row, adapters: Sequence[Row], outputs: Sequence[str]) -> str:
+    adapter = adapters[0]
+    base, link = lineage.base_of(adapter), lineage.hub_id(adapter["document"]["base_model"])
     name = f"[{base}](https://huggingface.co/{link})" if link else f"`{base}`"
-    if _is_whole(artifact):
+    added = f"{len(adapters)} LoRA adapters, combined and merged" if len(adapters) > 1 else "a LoRA adapter merged"
+    if lineage.is_whole(adapter):
         what = f"{name}, its own weights trained further."
-    elif artifact["kind"] == "adapter":
-        what = f"A LoRA adapter for {name}: it holds what was learned, not the base model."
-    elif "merged_16bit" in outputs(artifact):
-        what = f"{name} with a LoRA adapter merged into its 16-bit weights."
+    elif MERGED in outputs:
+        what = f"{name} with {added} into its 16-bit weights."
+    elif MERGED_4BIT in outputs:
+        what = f"{name} with {added} into its 16-bit weights, then quantized to 4 bits (NF4, bitsandbytes)."
+    elif any(is_gguf(output) for output in outputs):
+        what = f"{name} with {added} in, for llama.cpp and Ollama."
     else:
-        what = f"{name} with a LoRA adapter merged in, for llama.cpp and Ollama."
+        what = f"A LoRA adapter for {name}: it holds what was learned, not the base model."
     thinking = "on" if adapter["document"].get("enable_thinking") else "off"
     return f"{what} Fine-tuned with Tunewright on Unsloth; trained with thinking {thinking} where the template has it."
 
 
-def _usage(artifact: Row, adapter: Row, repo_id: str) -> str:
-    parts: list[str] = []
-    thinking = bool(adapter["document"].get("enable_thinking"))
-    if _is_whole(artifact):
-        parts.append(_python(repo_id, None, None, thinking))
-    elif artifact["kind"] == "adapter":
-        parts.append(_python(repo_id, hub_id(adapter["document"]["base_model"]), _base(adapter), thinking))
-        parts.append(
-            "For Ollama or llama.cpp, merge the adapter into its base and convert the result to GGUF "
-            "(Tunewright: `merge_and_export`, then `publish_to_ollama`)."
-        )
-    if "merged_16bit" in outputs(artifact):
-        parts.append(_python(repo_id, None, None, thinking))
-    if ggufs := _ggufs(artifact):
-        commands = f"ollama run hf.co/{repo_id}\nllama-server -hf {repo_id}\nllama-cli -m {ggufs[0]} -cnv"
-        parts.append(f"Ollama and llama.cpp (the chat template lies in the GGUF):\n\n```sh\n{commands}\n```")
-    return "## How to use\n\n" + "\n\n".join(parts) if parts else ""
+def _licence(adapter: Row, licence: licences.Licence | None) -> str:
+    if licence is None:
+        return "## Licence\n\nThe base model states none."
+    base = lineage.hub_id(adapter["document"]["base_model"])
+    link = licence.link or (f"https://huggingface.co/{base}" if base else None)
+    title = f"[{licence.title}]({link})" if link else licence.title
+    restricts = f" It restricts: {licence.demand}" if licence.demand else ""
+    credit = f"\n\n{licence.credit}" if licence.credit else ""
+    return f"## Licence\n\nInherited from the base model: {title}.{restricts}{credit}"
 
 
-def _python(repo_id: str, base_id: str | None, base: str | None, thinking: bool) -> str:
-    """A snippet that loads and asks the model; with a base, through PEFT."""
-    if base is None:
-        head = "Transformers:"
-        load = f'model = AutoModelForCausalLM.from_pretrained("{repo_id}", dtype="auto", device_map="auto")'
-        imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    else:
-        head = "Transformers and PEFT:" if base_id else f"Transformers and PEFT, with your own copy of `{base}`:"
-        load = (
-            f'base = AutoModelForCausalLM.from_pretrained("{base_id or base}", dtype="auto", device_map="auto")\n'
-            f'model = PeftModel.from_pretrained(base, "{repo_id}")'
-        )
-        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
-    ask = (
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n'
-        'messages = [{"role": "user", "content": "Hello"}]\n'
-        "prompt = tokenizer.apply_chat_template(\n"
-        f'    messages, add_generation_prompt=True, enable_thinking={thinking}, return_tensors="pt", return_dict=True\n'
-        ").to(model.device)\n"
-        "answer = model.generate(**prompt, max_new_tokens=256)\n"
-        'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))'
-    )
-    return f"{head}\n\n```python\n{imports}\n\n{load}\n{ask}\n```"
+def _data(datasets: Sequence[Row | None]) -> str:
+    gone = "The dataset is no longer on the machine that trained this model; it was never uploaded."
+    return "## Data\n\n" + "\n\n".join(dict.fromkeys(_dataset(each) if each else gone for each in datasets))
 
 
-def _data(dataset: Row | None) -> str:
-    if dataset is None:
-        return "## Data\n\nThe dataset is no longer on the machine that trained this model; it was never uploaded."
+def _dataset(dataset: Row) -> str:
     document = dataset["document"]
     facts = [f"Dataset `{dataset['name']}`", f"{document['train_rows']} rows for training"]
     facts.append(f"{document.get('eval_rows', 0)} held out for evaluation")
     facts.append(f"read as {document.get('format', 'conversations')}")
     digest = f" SHA-256 of its files: `{document['sha256']}`." if isinstance(document.get("sha256"), str) else ""
-    return f"## Data\n\n{', '.join(facts)}. The rows themselves are not published.{digest}"
+    return f"{', '.join(facts)}. The rows themselves are not published.{digest}"
 
 
 def _cell(value: Any) -> str:
@@ -182,13 +151,53 @@ def _table(title: str, values: Mapping[str, Any]) -> str:
     return "\n".join([f"## {title}", "", "| | |", "|---|---|", *rows]) if rows else ""
 
 
-def _files(artifact: Row) -> str:
-    sizes = {file["output"]: f"{file['bytes'] / 1e6:,.1f} MB" for file in artifact["document"].get("files", [])}
-    return _table("Files", sizes)
+def _parity(workspace: Workspace, artifact: Row, outputs: Sequence[str]) -> str:
+    """Per quantization, how far it is from the 16-bit model on held-out conversations; "" where none was measured."""
+    parity = artifact["document"].get("parity") or {}
+    measured = {output: row for output, row in parity.get("outputs", {}).items() if output in outputs}
+    if not measured:
+        return ""
+    reference, noise, merge = (parity.get(key) or {} for key in ("reference", "noise_floor", "merge"))
+    head = f"Compared with the merged model in {reference.get('dtype')} on {reference.get('scored_tokens')} tokens of "
+    head += f"held-out answers (its loss: {_number(reference.get('eval_loss'))})."
+    if merge:
+        head += f" Against base and adapter unmerged, KL {_number(merge.get('kl'))}."
+    rows = ["| | size | KL | top-1 | loss | greedy answers equal | |", "|---|---|---|---|---|---|---|"]
+    if noise:
+        rows.append(f"| noise floor of bf16 | | {_number(noise.get('kl'))} | {_number(noise.get('top1'))} | | | |")
+    sizes = _sizes(artifact)
+    for output, row in measured.items():
+        greedy = f"{row['greedy_equal']} of {row['greedy_of']}" if row.get("greedy_of") else "–"
+        numbers = " | ".join(_number(row.get(key)) for key in ("kl", "top1", "eval_loss"))
+        verdict = "passed" if row["passed"] else "**failed**"
+        rows.append(f"| {output} | {sizes[output]} | {numbers} | {greedy} | {verdict} |")
+    advised = parity.get("recommendation") or {}
+    tail = f"Recommended: `{advised['output']}`: {advised['why']}" if advised.get("output") in measured else ""
+    return "\n\n".join(filter(None, ["## Parity", head, "\n".join(rows), public(workspace, tail)]))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _sizes(artifact: Row) -> dict[str, str]:
+    return {file["output"]: f"{file['bytes'] / 1e6:,.1f} MB" for file in artifact["document"].get("files", [])}
+
+
+def _files(artifact: Row, outputs: Sequence[str]) -> str:
+    return _table("Files", {output: size for output, size in _sizes(artifact).items() if output in outputs})
 
 
 def _provenance(artifact: Row, adapter: Row) -> str:
-    ids = {"adapter": adapter["id"], "export": artifact["id"] if artifact["kind"] == "export" else None}
-    ids["job"] = adapter["job_id"]
-    facts = _table("Provenance", ids)
-    return f"{facts}\n\nVersions, seed, every argument and the template's hash stand in `provenance.json`."
+    document = artifact["document"]
+    combined = [f"{id} × {weight:g}" for id, weight in (document.get("combine_with") or {}).items()]
+    facts = {
+        "adapter": adapter["id"],
+        "combined with": combined or None,
+        "combination": document.get("combination") if combined else None,
+        "adapter scale": document.get("adapter_scale"),
+        "export": artifact["id"] if artifact["kind"] == "export" else None,
+        "job": adapter["job_id"],
+    }
+    table = _table("Provenance", facts)
+    return f"{table}\n\nVersions, seed, every argument and the template's hash stand in `provenance.json`."

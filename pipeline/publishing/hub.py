@@ -1,24 +1,24 @@
 """Publishing an adapter or an export to the Hugging Face Hub, or to a mirror that speaks its language.
 
-Guarantees: private unless asked otherwise; a repository that holds files is not touched without `overwrite`, and one
-that is public gets nothing that was meant to be private; no local path and no token in what is uploaded, stored or
-said. Does not upload data. A failed upload leaves an empty repository at most, which the next run fills.
+Guarantees: private unless asked otherwise; a repository that holds other files is not touched without `overwrite`, and
+one that is public gets nothing that was meant to be private; old files go and new ones come in one commit, or nothing
+changes; no local path and no token in what is uploaded, stored or said; what failed its parity stays here unless
+forced. Does not upload data. After a failure or a kill the next run sends what is missing, and takes a commit that was
+already made for its own.
 """
 
-import os
-import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.pipeline import files
 from tunewright.pipeline.context import JobContext
-from tunewright.pipeline.errors import Conflict, InvalidInput, NotFound, Unavailable, call
-from tunewright.pipeline.ids import new_id, slug
-from tunewright.pipeline.publishing import card, lineage
-from tunewright.pipeline.publishing.redact import public
+from tunewright.pipeline.errors import Conflict, InvalidInput, Unavailable, call
+from tunewright.pipeline.ids import id_within, slug
+from tunewright.pipeline.publishing import card, gate, layout, licences, lineage, upload
+from tunewright.pipeline.publishing.hub_errors import HOW_TO_LOG_IN, answering, shown_endpoint
+from tunewright.pipeline.publishing.layout import CARD, Content
 from tunewright.pipeline.settings import hub_endpoint
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -26,53 +26,72 @@ from tunewright.pipeline.workspace import Workspace
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-HOW_TO_LOG_IN = "Run `hf auth login`, or set HF_TOKEN to a token with write access (huggingface.co/settings/tokens)."
-# Written by Tunewright and PEFT: every text in it is made public. Of the others only the entry that names a folder:
-# a chat template in tokenizer_config.json must stay as it is, to the letter.
-REWRITTEN = {"adapter_config.json", "provenance.json"}
-NAMING_A_FOLDER = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}
-CARD = "README.md"
 # What the Hub itself puts into every new repository.
 HUB_OWN = {".gitattributes"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`files` maps a path in the repository to the file on this machine; the card comes on top."""
+    """`contents` maps a path in the repository to the file on this machine, or to the bytes, as which it is sent.
+
+    `failures` are those of its parity that were overridden; `given` are the tool's arguments that ask for all this.
+    """
 
     artifact: Row
     repo_id: str
-    files: dict[str, Path]
+    outputs: list[str]
+    contents: dict[str, Content]
     card: str
+    failures: list[str]
+    given: dict[str, Any]
 
     @property
     def retry(self) -> str:
-        return call("publish_to_hub", artifact_id=self.artifact["id"], repo_id=self.repo_id, confirm=True)
+        return call("publish_to_hub", **self.given, confirm=True)
 
     @property
     def sizes(self) -> list[dict[str, Any]]:
-        """The paths in the repository with their bytes before upload."""
-        return [{"path": path, "bytes": file.stat().st_size} for path, file in self.files.items()] + [
-            {"path": CARD, "bytes": len(self.card.encode())}
-        ]
+        return [{"path": path, "bytes": upload.size_bytes(content)} for path, content in self.contents.items()]
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A repository as it was found: `held` are the paths of its files without the Hub's own, `commit` its head."""
+
+    private: bool
+    commit: str | None
+    held: set[str]
 
 
 def prepare(
-    workspace: Workspace, artifact_id: str, repo_id: str, private: bool = True, overwrite: bool = False
+    workspace: Workspace,
+    artifact_id: str,
+    repo_id: str,
+    outputs: Sequence[str] | None = None,
+    private: bool = True,
+    overwrite: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """The dry run: what would be uploaded and the card, without asking the network. Raises NotFound, InvalidInput."""
-    plan = _plan(workspace, artifact_id, repo_id)
+    """The dry run: what would be uploaded and the card, without asking the network. `arguments` ask for just this.
+
+    Raises NotFound, InvalidInput, and Conflict where the export's parity failed or is unknown, unless `force`.
+    """
+    plan = _plan(workspace, artifact_id, repo_id, outputs, private=private, overwrite=overwrite, force=force)
     has_token = _token() is not None
     warnings = [] if has_token else [f"There is no Hub token here. {HOW_TO_LOG_IN}"]
     if not private:
         warnings.append("The repository will be public: anybody can read and copy it.")
     if overwrite:
         warnings.append("Files that the repository has and this upload has not are removed (its history keeps them).")
+    warnings += [f"Published although {failure}" for failure in plan.failures]
+    warnings += licences.warnings(lineage.adapter_of(workspace, plan.artifact))
     return {
+        "arguments": plan.given,
         "artifact_id": plan.artifact["id"],
         "repo_id": repo_id,
-        "url": f"{hub_endpoint()}/{repo_id}",
+        "url": f"{shown_endpoint()}/{repo_id}",
         "private": private,
+        "outputs": plan.outputs,
         "files": plan.sizes,
         "bytes": sum(file["bytes"] for file in plan.sizes),
         "card": plan.card,
@@ -82,13 +101,22 @@ def prepare(
 
 
 def run(context: JobContext) -> dict[str, Any]:
-    """The stage of the job kind `publish_hub`; spec: artifact_id, repo_id, private, overwrite.
+    """The stage of the job kind `publish_hub`; spec: artifact_id, repo_id, outputs, private, overwrite, force.
 
     Adds an artifact of kind `publication` and returns its document with `publication_id`. Raises Unavailable without
-    a token or where the Hub does not answer or refuses, Conflict where the repository stands against it.
+    a token or where the Hub does not answer, refuses or is full, Conflict where the repository or the parity stands
+    against it, Cancelled.
     """
-    spec = context.spec
-    plan = _plan(context.workspace, spec["artifact_id"], spec["repo_id"])
+    spec, store = context.spec, context.workspace.store
+    publication_id = id_within("publication", spec["repo_id"], context.job_id)
+    recorded = store.rows("SELECT * FROM artifacts WHERE id=?", publication_id)
+    if recorded:
+        return {**recorded[0]["document"], "publication_id": publication_id}
+    private, overwrite = spec.get("private", True), bool(spec.get("overwrite"))
+    plan = _plan(
+        context.workspace, spec["artifact_id"], spec["repo_id"], spec.get("outputs"),
+        private=private, overwrite=overwrite, force=bool(spec.get("force")),
+    )  # fmt: skip
     token = _token()
     if token is None:
         raise Unavailable("hub_token_missing", "There is no Hub token here.", allowed=HOW_TO_LOG_IN, next=plan.retry)
@@ -97,45 +125,55 @@ def run(context: JobContext) -> dict[str, Any]:
 
     disable_progress_bars()
     api = HfApi(endpoint=hub_endpoint(), token=token)
-    overwrite = bool(spec.get("overwrite"))
     context.check_cancelled()
     context.progress("asking the Hub")
-    private = _open_repository(context, api, plan, private=spec.get("private", True), overwrite=overwrite)
-    with _staged(context, plan) as staging:
-        sent = {path: (staging / path).stat().st_size for path in [*plan.files, CARD]}
-        context.progress("uploading", 0, sum(sent.values()))
-        context.check_cancelled()
-        with _answering(context, plan, f"{plan.repo_id} exists; what it held before is in its history."):
-            commit = api.upload_folder(
-                repo_id=plan.repo_id,
-                folder_path=staging,
-                commit_message=f"Tunewright: {plan.artifact['name']}",
-                delete_patterns=["*"] if overwrite else None,
-            )
+    remote = _open_repository(context, api, plan, private=private)
+    commit = remote.commit if _holds(context, api, plan, remote) else None
+    if commit is None:
+        _refuse_to_overwrite(plan, remote, overwrite=overwrite)
+        commit = _upload(context, api, plan, remote)
     document = {
         "target": "hub",
-        "url": f"{hub_endpoint()}/{plan.repo_id}",
+        "url": f"{shown_endpoint()}/{plan.repo_id}",
         "repo_id": plan.repo_id,
-        "private": private,
-        "commit": commit.oid,
-        "files": [{"path": path, "bytes": size} for path, size in sent.items()],
+        "private": remote.private,
+        "outputs": plan.outputs,
+        "commit": commit,
+        "files": plan.sizes,
+        "forced": plan.failures,
     }
-    return {**document, "publication_id": _record(context, plan, document)}
+    store.add_artifact(
+        publication_id, "publication", plan.repo_id, document, parents=[plan.artifact["id"]], job_id=context.job_id
+    )
+    context.event("info", "published", f"{document['url']} ({'private' if remote.private else 'public'}).")
+    return {**document, "publication_id": publication_id}
 
 
-def _plan(workspace: Workspace, artifact_id: str, repo_id: str) -> Plan:
+def _plan(
+    workspace: Workspace,
+    artifact_id: str,
+    repo_id: str,
+    outputs: Sequence[str] | None,
+    *,
+    private: bool,
+    overwrite: bool,
+    force: bool,
+) -> Plan:
     artifact = workspace.store.artifact(artifact_id, "adapter", "export")
     _check_repo_id(artifact, repo_id)
-    found = _adapter_files(artifact) if artifact["kind"] == "adapter" else _export_files(workspace, artifact)
-    lost = [path for path, file in found.items() if not file.is_file()]
-    if lost or not found:
-        raise NotFound(
-            "files_missing",
-            f"{artifact['id']} cannot be published: {', '.join(lost) or 'all its files'} can no longer be found.",
-            allowed="Files of an artifact are not to be moved or edited.",
-            next=call("list_artifacts", kind=artifact["kind"]),
-        )
-    return Plan(artifact, repo_id, found, card.build(workspace, artifact, repo_id))
+    selected = layout.select(artifact, repo_id, outputs)
+    given: dict[str, Any] = {"artifact_id": artifact["id"], "repo_id": repo_id}
+    given |= {"outputs": selected} if outputs is not None else {}
+    given |= {} if private else {"private": False}
+    given |= {"overwrite": True} if overwrite else {}
+    failures: list[str] = []
+    if artifact["kind"] == "export":
+        retry = call("publish_to_hub", **given, force=True, confirm=True)
+        failures = gate.require(artifact, selected, force=force, retry=retry)
+    given |= {"force": True} if failures else {}
+    contents = layout.lay_out(workspace, artifact, selected)
+    text = card.build(workspace, artifact, repo_id, selected, failures)
+    return Plan(artifact, repo_id, selected, {**contents, CARD: text.encode()}, text, failures, given)
 
 
 def _check_repo_id(artifact: Row, repo_id: str) -> None:
@@ -157,145 +195,88 @@ def _check_repo_id(artifact: Row, repo_id: str) -> None:
     )
 
 
-def _below(folder: Path, prefix: str = "") -> dict[str, Path]:
-    """The files below `folder` by their path in the repository; cards written by others are left out."""
-    found = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {prefix + path: file for path, file in found.items() if file.name != CARD}
-
-
-def _adapter_files(artifact: Row) -> dict[str, Path]:
-    return _below(Path(artifact["document"]["path"]))
-
-
-def _export_files(workspace: Workspace, artifact: Row) -> dict[str, Path]:
-    """The merged model at the root, where `from_pretrained` looks, the GGUF files beside it, the adapter in `lora/`.
-
-    The parity report stays here: it quotes rows of the data.
-    """
-    folder = Path(artifact["document"]["path"])
-    provenance = lineage.file_of(workspace, artifact, "provenance.json")
-    ggufs = [Path(file["path"]) for file in artifact["document"]["files"] if file["output"].startswith("gguf:")]
-    return {
-        **_below(folder / "merged"),
-        **{file.name: file for file in [*ggufs, *([provenance] if provenance else [])]},
-        **_below(folder / "lora", "lora/"),
-    }
-
-
 def _token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
 
 
-@contextmanager
-def _answering(context: JobContext, plan: Plan, done: str) -> Generator[None]:
-    """Turns what the Hub's client raises into Unavailable. The cause is not kept: a request in it holds the token."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    # The client wraps a failed upload in RuntimeError and a refused one in ValueError.
-    except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _failure(context, plan, error, done) from None
-
-
-def _failure(context: JobContext, plan: Plan, error: Exception, done: str) -> Unavailable:
-    """`hub_refused` with the Hub's status and words, `hub_unreachable`, or `hub_failed` with the client's words."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
-    causes: list[BaseException] = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    answer = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-    allowed = ""
-    if answer is not None:
-        status = answer.response.status_code
-        code, what = "hub_refused", f"{hub_endpoint()} answered {status} for {plan.repo_id}"
-        words = answer.server_message or ""
-        allowed = HOW_TO_LOG_IN if status in (401, 403) else ""
-    elif any(isinstance(cause, (OSError, httpx.HTTPError)) for cause in causes):
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        code, what = "hub_unreachable", f"{hub_endpoint()} cannot be reached, or the connection broke off{offline}"
-        words, allowed = "", "HF_ENDPOINT names a mirror."
-    else:
-        code, what, words = "hub_failed", f"The upload to {plan.repo_id} failed", str(causes[-1])
-    said = public(context.workspace, " ".join(words.split())[:300]).rstrip(".")
-    return Unavailable(code, f"{what}{f': {said}' if said else ''}.", allowed=allowed, next=plan.retry, done=done)
-
-
-def _open_repository(context: JobContext, api: "HfApi", plan: Plan, *, private: bool, overwrite: bool) -> bool:
-    """Creates the repository, or takes the one that is there; returns whether it is private. Raises Conflict."""
+def _open_repository(context: JobContext, api: "HfApi", plan: Plan, *, private: bool) -> _Remote:
+    """Creates the repository, or takes the one that is there. Raises Conflict where it is public and must not be."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     nothing = "Nothing was uploaded."
-    with _answering(context, plan, nothing):
+    with answering(context.workspace, plan.repo_id, retry=plan.retry, done=nothing):
         try:
             there = api.model_info(plan.repo_id)
         except RepositoryNotFoundError:
             # Without exist_ok: where somebody makes it at this very moment, theirs is not to be written to.
             api.create_repo(plan.repo_id, private=private)
-            return private
-    arguments = {"artifact_id": plan.artifact["id"], "repo_id": plan.repo_id}
+            there = api.model_info(plan.repo_id)
     if private and not there.private:
         raise Conflict(
             "repo_is_public",
             f"{plan.repo_id} exists and is public; private=true was asked for.",
             allowed="Choose another name, make the repository private on the Hub, or publish with private=false.",
-            next=call("publish_to_hub", artifact_id=plan.artifact["id"], repo_id=f"{plan.repo_id}-private"),
+            next=call("publish_to_hub", **{**plan.given, "repo_id": f"{plan.repo_id}-private"}, confirm=True),
             done=nothing,
         )
     held = {sibling.rfilename for sibling in there.siblings or []} - HUB_OWN
-    if held and not overwrite:
+    return _Remote(bool(there.private), there.sha, held)
+
+
+def _refuse_to_overwrite(plan: Plan, remote: _Remote, *, overwrite: bool) -> None:
+    if remote.held and not overwrite:
         raise Conflict(
             "repo_exists",
-            f"{plan.repo_id} exists and holds {len(held)} files.",
+            f"{plan.repo_id} exists and holds {len(remote.held)} other files.",
             allowed="Choose another name, or replace what it holds.",
-            next=call("publish_to_hub", **arguments, overwrite=True, confirm=True),
-            done=nothing,
+            next=call("publish_to_hub", **plan.given, overwrite=True, confirm=True),
+            done="Nothing was uploaded.",
         )
-    return bool(there.private)
 
 
-@contextmanager
-def _staged(context: JobContext, plan: Plan) -> Generator[Path]:
-    """The folder as the repository is to look, removed afterwards. Weights are links: they take no room."""
-    staging = context.folder / "upload"
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        for path, file in plan.files.items():
-            target = staging / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if file.name in REWRITTEN:
-                files.write_json(target, public(context.workspace, files.read_json(file)))
-            elif key := NAMING_A_FOLDER.get(file.name):
-                value = files.read_json(file)
-                files.write_json(
-                    target, {**value, **({key: public(context.workspace, value[key])} if key in value else {})}
-                )
-            else:
-                _link(file, target)
-        files.write_text(staging / CARD, plan.card)
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _holds(context: JobContext, api: "HfApi", plan: Plan, remote: _Remote) -> bool:
+    """Whether the repository is already just what is to be published: a run that was killed had come so far."""
+    from huggingface_hub.hf_api import RepoFile
+
+    if remote.held != set(plan.contents):
+        return False
+    with answering(context.workspace, plan.repo_id, retry=plan.retry, done="Nothing was uploaded."):
+        entries = [entry for entry in api.list_repo_tree(plan.repo_id, recursive=True) if isinstance(entry, RepoFile)]
+    found = {entry.path: entry for entry in entries}
+    if any(found[path].size != upload.size_bytes(content) for path, content in plan.contents.items()):
+        return False
+    context.progress("comparing with what is there")
+    return all(_is_same(content, found[path]) for path, content in plan.contents.items())
 
 
-def _link(file: Path, target: Path) -> None:
-    try:
-        os.link(file, target)
-    except OSError:
-        # Another disk, or a file system without hard links.
-        target.symlink_to(file)
+def _is_same(content: Content, entry: Any) -> bool:
+    """Large files are known on the Hub by their SHA-256, small ones as git knows them."""
+    if entry.lfs is not None and not isinstance(content, bytes):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    if entry.lfs is not None:
+        return hashlib.sha256(data).hexdigest() == entry.lfs.sha256
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == entry.blob_id
 
 
-def _record(context: JobContext, plan: Plan, document: dict[str, Any]) -> str:
-    publication_id = new_id("publication", plan.repo_id)
-    context.workspace.store.add_artifact(
-        publication_id, "publication", plan.repo_id, document, parents=[plan.artifact["id"]], job_id=context.job_id
-    )
-    visibility = "private" if document["private"] else "public"
-    context.event("info", "published", f"{document['url']} ({visibility}).")
-    return publication_id
+def _upload(context: JobContext, api: "HfApi", plan: Plan, remote: _Remote) -> str:
+    """Sends the contents, then makes the one commit that names them and removes what else there is; returns its id."""
+    from huggingface_hub import CommitOperationDelete
+
+    done = f"{plan.repo_id} holds what it held before; what was sent is not sent again."
+    with answering(context.workspace, plan.repo_id, retry=plan.retry, done=done), ExitStack() as stack:
+        additions = upload.send(context, api, plan.repo_id, plan.contents, stack)
+        context.check_cancelled()
+        context.progress("committing")
+        removals = [CommitOperationDelete(path) for path in sorted(remote.held - set(plan.contents))]
+        commit = api.create_commit(
+            plan.repo_id,
+            [*removals, *additions],
+            commit_message=f"Tunewright: {plan.artifact['name']}",
+            # Who pushed to it during the upload, which can take hours, must not find that undone.
+            parent_commit=remote.commit,
+        )
+    return commit.oid

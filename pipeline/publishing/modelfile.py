@@ -1,20 +1,21 @@
 """The Modelfile of an export: what Ollama needs beside the GGUF so that the model answers as it was trained to.
 
 Guarantees that the context is no shorter than the training rows, that every end-of-turn token stops, and that the
-sampling is the model's own (Ollama sends its defaults over the GGUF's otherwise). Does not choose the chat template
-of servers since 0.30: they run the Jinja template inside the GGUF and ignore TEMPLATE where there is one; the Go
-template is for those before.
+sampling is the model's own, or its preset's (Ollama sends its defaults over the GGUF's otherwise). The template is
+written for old and new servers alike: those since 0.30 run the Jinja template inside the GGUF and leave TEMPLATE aside
+wherever the Jinja can more (tools, thinking); those before run TEMPLATE alone, in Go's language. What the Go template
+cannot say is listed (`lacks`), not hidden.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunewright.pipeline import files
 from tunewright.pipeline.chat_template import ChatTemplate, Message
-from tunewright.pipeline.errors import InvalidInput, call, nearest
-from tunewright.pipeline.publishing import lineage
+from tunewright.pipeline.errors import InvalidInput, nearest
+from tunewright.pipeline.publishing import lineage, presets
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
@@ -37,19 +38,22 @@ SAMPLING = {
 }  # fmt: skip
 # Qwen3's model card, "Best Practices", non-thinking mode.
 QWEN3_NOT_THINKING: dict[str, Any] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
-# Ollama's own context on a small card; a model trained on shorter rows still gets this for longer conversations.
-USUAL_CONTEXT_TOKENS = 4096
 MAX_STOPS = 16
 
 
 @dataclass(frozen=True)
 class Modelfile:
-    """`text` is for `ollama create -f`; the rest are the same things as the API takes them. `stop` is a list."""
+    """`text` is for `ollama create -f`; the rest are the same things as the API takes them.
+
+    `stops` are the model's own among `parameters["stop"]`. `lacks` says what a server before 0.30 cannot do with it.
+    """
 
     text: str
     parameters: dict[str, Any]
     template: str | None
     system: str | None
+    stops: list[str]
+    lacks: list[str]
 
 
 def build(
@@ -58,61 +62,70 @@ def build(
     gguf: Path,
     system: str | None = None,
     parameters: Mapping[str, Any] | None = None,
+    preset: str = presets.ASSISTANT,
+    *,
+    retry: Callable[..., str],
 ) -> Modelfile:
-    """The Modelfile for one GGUF of an export. `parameters` go over the model's own; stops are added to them.
+    """The Modelfile for one GGUF of an export. `parameters` go over the preset's, those over the model's own.
 
-    Raises InvalidInput for a parameter that Ollama does not have or that is out of range, and NotFound where the
-    export has lost its tokenizer.
+    An empty `system` is none, whatever the preset has. `retry` makes the tool's call with some arguments changed, for
+    errors to name. Stops are added to the model's. Raises InvalidInput for an unknown preset, a parameter that is not
+    in `ALLOWED` or out of range, and a system message that the model's template refuses; NotFound where the export has
+    lost its tokenizer.
     """
-    wished = _checked(export, parameters or {})
+    wished, chosen = _checked(export, parameters or {}, retry), presets.named(preset)
+    system = (chosen.system if system is None else system) or None
     if system is not None and '"""' in system:
         raise InvalidInput(
-            "invalid_system", 'The system message holds """.', allowed="A Modelfile ends its texts with that."
-        )
+            "invalid_system", 'The system message holds """.', allowed="A Modelfile ends its texts with that.",
+            next=retry(system=system.replace('"""', "'''")),
+        )  # fmt: skip
     template = ChatTemplate(
         lineage.tokenizer_folder(workspace, export), enable_thinking=export["document"].get("enable_thinking", False)
     )
+    if system is not None:
+        template.render([{"role": "system", "content": system}, _USER], add_generation_prompt=True)
+    stops = _stops(workspace, export, template)
     settings: dict[str, Any] = {
-        **_sampling(workspace, export), "num_ctx": _context_tokens(workspace, export), **wished,
-        "stop": list(dict.fromkeys([*_stops(workspace, export, template), *wished["stop"]])),
+        **_sampling(workspace, export), "num_ctx": _context_tokens(workspace, export, chosen.context_tokens),
+        **chosen.parameters, **wished, "stop": list(dict.fromkeys([*stops, *wished["stop"]])),
     }  # fmt: skip
     go = go_template(template)
-    return Modelfile(_text(gguf, go, system, settings), settings, go, system)
+    return Modelfile(_text(gguf, go, system, settings), settings, go, system, stops, lacks(template, go))
 
 
-def _checked(export: Row, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as they were given, `stop` as a list. Raises InvalidInput."""
-    trained_on = export["document"].get("max_seq_length", 0)
+def _checked(export: Row, parameters: Mapping[str, Any], retry: Callable[..., str]) -> dict[str, Any]:
+    """The parameters as they were given, `stop` as a list. Raises InvalidInput with the call that leaves one out."""
+
+    def refused(name: str, what: str, hint: str) -> InvalidInput:
+        others = {other: value for other, value in parameters.items() if other != name}
+        allowed = f"{hint} Allowed are {', '.join(ALLOWED)}."
+        return InvalidInput("invalid_parameter", what, allowed=allowed, next=retry(parameters=others))
+
+    trained_on = export["document"].get("max_seq_length") or 0
     for name, value in parameters.items():
         if name == "stop":
             continue
         if name not in RANGES:
-            raise _refused(export, f"Ollama has no parameter {name!r}.", nearest(name, ALLOWED))
+            raise refused(name, f"A Modelfile takes no parameter {name!r}.", nearest(name, ALLOWED))
         least, most = RANGES[name]
         whole = isinstance(least, int)
         is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not is_number or not least <= value <= most:
             kind = "whole number" if whole else "number"
-            raise _refused(export, f"{name}={value!r} is out of range.", f"A {kind} from {least} to {most}.")
+            raise refused(name, f"{name}={value!r} is out of range.", f"A {kind} from {least} to {most}.")
         if name == "num_ctx" and value < trained_on:
-            raise _refused(
-                export,
+            raise refused(
+                name,
                 f"num_ctx={value} is shorter than the training rows, which had up to {trained_on} tokens.",
                 f"At least {trained_on}: a shorter context cuts what the model was trained to read.",
             )
-    return {**parameters, "stop": _checked_stops(export, parameters.get("stop", []))}
-
-
-def _checked_stops(export: Row, value: Any) -> list[str]:
+    value = parameters.get("stop", [])
     stops: list[Any] = value if isinstance(value, list) else [value]
     if len(stops) > MAX_STOPS or not all(isinstance(stop, str) and stop and '"""' not in stop for stop in stops):
-        raise _refused(export, f"stop={value!r} is no list of texts.", f"At most {MAX_STOPS} texts, none empty.")
-    return stops
-
-
-def _refused(export: Row, what: str, hint: str) -> InvalidInput:
-    example = call("publish_to_ollama", export_id=export["id"], model_name="…", parameters={"temperature": 0.7})
-    return InvalidInput("invalid_parameter", what, allowed=f"{hint} Allowed are {', '.join(ALLOWED)}.", next=example)
+        hint = f'At most {MAX_STOPS} texts, none empty and none with """ in it.'
+        raise refused("stop", f"stop={value!r} is no list of texts that stop.", hint)
+    return {**parameters, "stop": stops}
 
 
 def _read(workspace: Workspace, export: Row, name: str) -> dict[str, Any]:
@@ -134,9 +147,10 @@ def _sampling(workspace: Workspace, export: Row) -> dict[str, Any]:
     return stated
 
 
-def _context_tokens(workspace: Workspace, export: Row) -> int:
-    longest = _read(workspace, export, "config.json").get("max_position_embeddings", USUAL_CONTEXT_TOKENS)
-    return max(export["document"].get("max_seq_length", 0), min(USUAL_CONTEXT_TOKENS, longest))
+def _context_tokens(workspace: Workspace, export: Row, wanted: int) -> int:
+    """What the preset wants, no more than the model can read and no less than it was trained on."""
+    longest = _read(workspace, export, "config.json").get("max_position_embeddings", wanted)
+    return max(export["document"].get("max_seq_length") or 0, min(wanted, longest))
 
 
 def _stops(workspace: Workspace, export: Row, template: ChatTemplate) -> list[str]:
@@ -146,6 +160,15 @@ def _stops(workspace: Workspace, export: Row, template: ChatTemplate) -> list[st
     eos = _read(workspace, export, "tokenizer_config.json").get("eos_token")
     texts.append(eos.get("content") if isinstance(eos, dict) else eos)
     return list(dict.fromkeys(text for text in texts if text))
+
+
+_USER, _SYSTEM, _ANSWER = (
+    Message(role=role, content=f"the {role}'s words") for role in ("user", "system", "assistant")
+)
+_TOOL = {
+    "type": "function",
+    "function": {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 def _turn(message: Message) -> str:
@@ -158,9 +181,7 @@ def go_template(template: ChatTemplate) -> str | None:
     Found by rendering: a default system message and the block with which an answer opens (an empty thinking block,
     where training had thinking off) are taken over; if any turn comes out in another form, there is no Go template.
     """
-    system, user, answer = (
-        Message(role=role, content=f"the {role}'s words") for role in ("system", "user", "assistant")
-    )
+    system, user, answer = _SYSTEM, _USER, _ANSWER
     try:
         before, found, opening = template.render([user], add_generation_prompt=True).partition(_turn(user))
         with_system = template.render([system, user], add_generation_prompt=True)
@@ -178,6 +199,20 @@ def go_template(template: ChatTemplate) -> str | None:
     default_system = "{{ if not .System }}" + before + "{{ end }}" if before else ""
     turns = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
     return default_system + turns + opening
+
+
+def lacks(template: ChatTemplate, go: str | None) -> list[str]:
+    """What the model's own template does and `go` does not: nothing of it, tools, or thinking by request."""
+    if go is None:
+        return ["the chat template, which is not plain ChatML"]
+    missing: list[str] = []
+    plain = template.render([_USER], add_generation_prompt=True)
+    if template.render([_USER], add_generation_prompt=True, tools=[_TOOL]) != plain:
+        missing.append("tools")
+    switched = template.render([_USER], add_generation_prompt=True, enable_thinking=not template.enable_thinking)
+    if switched != plain:
+        missing.append("switching thinking on or off")
+    return missing
 
 
 def _text(gguf: Path, template: str | None, system: str | None, parameters: Mapping[str, Any]) -> str:

@@ -1,54 +1,30 @@
 """Publishing an export to an Ollama server, and proving there that it answers as it was trained to.
 
 The model is made under a name of its own, checked, and only then copied to the name that was asked for: a failed
-check leaves neither a new model nor a damaged old one. Does not quantize: Ollama gets a GGUF of the export as it is.
+check leaves neither a new model nor a damaged old one. A run that was killed leaves at most that model of its own,
+which the next run removes; run again, the job goes on where it was. Does not quantize here: see `ollama_plan`.
 """
 
-import hashlib
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunewright.pipeline import jobs
 from tunewright.pipeline.context import JobContext
-from tunewright.pipeline.errors import Conflict, InvalidInput, NotFound, Unavailable, call
-from tunewright.pipeline.ids import new_id, slug
-from tunewright.pipeline.publishing import modelfile, ollama_check
-from tunewright.pipeline.publishing.modelfile import Modelfile
-from tunewright.pipeline.store import Row
+from tunewright.pipeline.errors import Conflict, TunewrightError, Unavailable, call
+from tunewright.pipeline.exporting.outputs import gguf_type, is_gguf
+from tunewright.pipeline.ids import id_within
+from tunewright.pipeline.publishing import lineage, ollama_check, ollama_plan, presets
+from tunewright.pipeline.publishing.ollama_plan import Plan, Request
 from tunewright.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from tunewright.pipeline.publishing.ollama_client import OllamaClient
 
-# [host/][namespace/]model[:tag], the lengths and characters of Ollama's types/model/name.go.
-NAME = re.compile(
-    r"(?:(?:[A-Za-z0-9_][\w.:-]{0,349}/)?[A-Za-z0-9_][\w-]{0,79}/)?"
-    r"[A-Za-z0-9_][\w.-]{0,79}(?::[A-Za-z0-9_][\w.-]{0,79})?",
-    re.ASCII,
-)
-PREFERRED = ("gguf:q8_0", "gguf:f16", "gguf:bf16")
 UNVERIFIED = "tunewright-unverified"
-# The first Ollama whose chat runs the Jinja template inside the GGUF.
-JINJA_SINCE = (0, 30)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be published: the file of the export, its digest (`sha256:…`), and the full name (`name:tag`)."""
-
-    export: Row
-    name: str
-    output: str
-    gguf: Path
-    digest: str
-    modelfile: Modelfile
-
-    @property
-    def retry(self) -> str:
-        return call("publish_to_ollama", export_id=self.export["id"], model_name=self.name, confirm=True)
+PROGRESS_BYTES = 16 << 20
+# How many failures are quoted at length.
+QUOTED = 3
 
 
 def prepare(
@@ -59,24 +35,41 @@ def prepare(
     parameters: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     push: bool = False,
+    *,
+    output: str | None = None,
+    preset: str = presets.ASSISTANT,
+    force: bool = False,
 ) -> dict[str, Any]:
     """The dry run: checks everything and changes nothing. Works without a server, and says so in `warnings`.
+    `arguments` are the tool's that ask for just this.
 
-    Reads the whole GGUF once where the export has no digest for it (about a second per GB). Raises NotFound and
-    InvalidInput.
+    Raises NotFound, InvalidInput, and Conflict where the parity gate is against it and `force` is not set, or the
+    server is too new to quantize.
     """
-    plan = _plan(workspace, export_id, model_name, system, parameters, push)
+    request = Request(
+        export_id, model_name, output=output, preset=preset, system=system, parameters=parameters, push=push,
+        overwrite=overwrite, force=force,
+    )  # fmt: skip
+    plan = ollama_plan.make(workspace, request)
     version, taken, warnings = _look_at_server(plan)
+    if version:
+        ollama_plan.require_quantizing(plan, version)
     if taken:
         what = "It will be replaced." if overwrite else "Pass overwrite=true to replace it, or choose another name."
         warnings.append(f"The server has a model {plan.name} already. {what}")
-    if version and _before_jinja(version) and plan.modelfile.template is None:
-        warnings.append(f"Ollama {version} does not run chat templates other than its own: update it to 0.30 or later.")
+    if version and ollama_plan.before_jinja(version) and plan.modelfile.lacks:
+        lacking = ", ".join(plan.modelfile.lacks)
+        warnings.append(f"Ollama {version} cannot do with this model: {lacking}. From 0.30 on it can: update it.")
     warnings += _system_warning(workspace, plan)
+    warnings += [f"Forced, although: {failure}." for failure in plan.forced]
     return {
+        "arguments": request.arguments,
         "export_id": plan.export["id"],
         "model_name": plan.name,
         "output": plan.output,
+        "source": plan.source,
+        "quantize": plan.quantize,
+        "preset": preset,
         "gguf": str(plan.gguf),
         "bytes": plan.gguf.stat().st_size,
         "digest": plan.digest,
@@ -84,44 +77,37 @@ def prepare(
         "parameters": plan.modelfile.parameters,
         "server": {"url": _shown_host(), "version": version},
         "name_taken": taken,
-        "steps": [
-            f"upload {plan.gguf.name} unless the server has it",
-            f"create a model under the name {UNVERIFIED} and check its parameters, its prompt and a first answer",
-            f"name it {plan.name}",
-            *([f"push {plan.name} to its registry"] if push else []),
-        ],
+        "steps": _steps(plan),
         "warnings": warnings,
     }
 
 
 def run(context: JobContext) -> dict[str, Any]:
-    """The stage of the job kind `publish_ollama`; spec: export_id, model_name, system, parameters, push, overwrite.
+    """The stage of the job kind `publish_ollama`; the spec is a `Request` by its fields.
 
     Adds an artifact of kind `publication` and returns its document with `publication_id`. Raises Unavailable where no
-    server answers or it refuses, Conflict where the name is taken, TunewrightError where a check fails.
+    server answers or it refuses, Conflict where the name is taken or the parity gate is against it, TunewrightError
+    where a check fails.
     """
     from tunewright.pipeline.publishing.ollama_client import OllamaClient, answering, unavailable
 
-    spec, push = context.spec, bool(context.spec.get("push"))
     context.progress("checking the export")
-    plan = _plan(
-        context.workspace, spec["export_id"], spec["model_name"], spec.get("system"), spec.get("parameters"), push
-    )
+    plan = ollama_plan.make(context.workspace, Request(**context.spec))
+    for failure in plan.forced:
+        context.event("warning", "parity_forced", f"Published by force, although: {failure}.")
+    publication_id = id_within("publication", plan.name.removesuffix(":latest"), context.job_id)
     with OllamaClient() as client:
         try:
             with answering("to say what it has", next=plan.retry):
-                version, taken = client.version(), client.has_model(plan.name)
+                version, held = client.version(), client.digests()
         except Unavailable:
             raise unavailable(next=plan.retry) from None
-        if taken and not spec.get("overwrite"):
-            raise _name_taken(plan)
-        context.check_cancelled()
-        _upload(context, client, plan)
-        context.check_cancelled()
-        checks = _create_checked(context, client, plan)
-        document = _document(plan, version, checks)
-        publication_id = _record(context, plan, document)
-        if push:
+        document = _published_before(context, publication_id)
+        _sweep(context, client, plan, held, own_too=document is not None)
+        if document is None:
+            ollama_plan.require_quantizing(plan, version)
+            document = _publish(context, client, plan, version, held, publication_id)
+        if plan.request.push and not document["pushed"]:
             _push(context, client, plan, publication_id)
             document["pushed"] = True
             context.workspace.store.execute(
@@ -130,75 +116,19 @@ def run(context: JobContext) -> dict[str, Any]:
     return {**document, "publication_id": publication_id}
 
 
-def _plan(
-    workspace: Workspace,
-    export_id: str,
-    model_name: str,
-    system: str | None,
-    parameters: Mapping[str, Any] | None,
-    push: bool,
-) -> Plan:
-    export = workspace.store.artifact(export_id, "export")
-    name = _full_name(export, model_name)
-    if push and "/" not in name:
-        raise InvalidInput(
-            "push_needs_namespace",
-            f"{name} has no owner, so that no registry takes it.",
-            allowed="The name of a model that is pushed begins with your name on ollama.com: you/model.",
-            next=call("publish_to_ollama", export_id=export["id"], model_name=f"your-name/{name}", push=True),
-        )
-    entry = _choose_gguf(export)
-    gguf = Path(entry["path"])
-    made = modelfile.build(workspace, export, gguf, system, parameters)
-    return Plan(export, name, entry["output"], gguf, _digest(export, entry), made)
-
-
-def _full_name(export: Row, name: str) -> str:
-    """`name` with its tag, as the server lists it. Raises InvalidInput."""
-    if not NAME.fullmatch(name):
-        raise InvalidInput(
-            "invalid_model_name",
-            f"{name!r} is no name for an Ollama model.",
-            allowed="[owner/]model[:tag], each of letters, digits, '_', '-' and (not in the owner) '.', up to 80 long.",
-            next=call("publish_to_ollama", export_id=export["id"], model_name=slug(name)),
-        )
-    short = name.removeprefix("registry.ollama.ai/").removeprefix("library/")
-    return short if ":" in short.rpartition("/")[2] else f"{short}:latest"
-
-
-def _choose_gguf(export: Row) -> dict[str, Any]:
-    """The entry of the export's best GGUF. Raises NotFound where it has none, or the file is gone."""
-    entries = {file["output"]: file for file in export["document"]["files"]}
-    output = next((output for output in PREFERRED if output in entries), None)
-    if output is None or not Path(entries[output]["path"]).is_file():
-        lost = f"{entries[output]['path']} is gone" if output else "it has no GGUF"
-        raise NotFound(
-            "no_gguf",
-            f"{export['id']} cannot go to Ollama: {lost}.",
-            allowed=f"The export has: {', '.join(entries) or 'nothing'}. Ollama takes {', '.join(PREFERRED)}.",
-            next=call("merge_and_export", adapter_id=export["document"]["adapter_id"], outputs=["gguf:q8_0"]),
-        )
-    return entries[output]
-
-
-def _digest(export: Row, entry: Mapping[str, Any]) -> str:
-    """The blob's digest: the export's own record where the file still has the recorded size, else computed."""
-    path = Path(entry["path"])
-    if path.stat().st_size != entry["bytes"]:
-        raise _file_changed(export, path)
-    if recorded := entry.get("sha256"):
-        return f"sha256:{recorded}"
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def _file_changed(export: Row, path: Path) -> Conflict:
-    return Conflict(
-        "file_changed",
-        f"{path.name} is not the file that {export['id']} was made with.",
-        allowed="Files of an export are not to be edited.",
-        next=call("merge_and_export", adapter_id=export["document"]["adapter_id"], outputs=["gguf:q8_0"]),
+def _steps(plan: Plan) -> list[str]:
+    made = (
+        f"have the server quantize it to {gguf_type(plan.output)} and make a model of it under the name {UNVERIFIED} "
+        f"(Ollama before 0.34.1; no parity is measured of what it makes: merge_and_export with {plan.output} does)"
+        if plan.quantize
+        else f"create a model under the name {UNVERIFIED}"
     )
+    return [
+        f"upload {plan.gguf.name} unless the server has it",
+        f"{made} and compare its parameters, prompts and answers with the training's",
+        f"name it {plan.name}",
+        *([f"push {plan.name} to its registry"] if plan.request.push else []),
+    ]
 
 
 def _look_at_server(plan: Plan) -> tuple[str | None, bool | None, list[str]]:
@@ -207,7 +137,7 @@ def _look_at_server(plan: Plan) -> tuple[str | None, bool | None, list[str]]:
 
     try:
         with OllamaClient() as client, answering("to say what it has", next=plan.retry):
-            return client.version(), client.has_model(plan.name), []
+            return client.version(), plan.name.lower() in client.digests(), []
     except Unavailable as error:
         return None, None, [f"{error.what} {error.allowed}"]
 
@@ -218,68 +148,127 @@ def _shown_host() -> str:
     return shown_host()
 
 
-def _before_jinja(version: str) -> bool:
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    # Builds from source call themselves 0.0.0.
-    return (0, 0) < numbers < JINJA_SINCE
-
-
 def _system_warning(workspace: Workspace, plan: Plan) -> list[str]:
     first = ollama_check.training_opening(workspace, plan.export)[:1]
-    if plan.modelfile.system is not None or not first or first[0]["role"] != "system":
+    if plan.request.system is not None or not first or first[0]["role"] != "system":
         return []
+    instead = "the preset's stands in its place" if plan.modelfile.system else "none is given here"
     return [
-        f"The training data begins with the system message {first[0]['content'][:200]!r}, and none is given here: pass "
-        "the same as `system`, or the model answers without it."
+        f"The training data begins with the system message {first[0]['content'][:200]!r}, and {instead}: pass the same "
+        "as `system`, or the model answers without it."
     ]
 
 
-def _name_taken(plan: Plan) -> Conflict:
-    arguments = {"export_id": plan.export["id"], "model_name": plan.name, "overwrite": True, "confirm": True}
-    return Conflict(
-        "model_exists",
-        f"The Ollama server has a model {plan.name} already.",
-        allowed="Choose another name, or replace it.",
-        next=call("publish_to_ollama", **arguments),
-    )
+def _published_before(context: JobContext, publication_id: str) -> dict[str, Any] | None:
+    """The document of what a killed run of this job had published already."""
+    found = context.workspace.store.rows("SELECT * FROM artifacts WHERE id=?", publication_id)
+    return found[0]["document"] if found else None
+
+
+def _publish(
+    context: JobContext,
+    client: "OllamaClient",
+    plan: Plan,
+    version: str,
+    held: Mapping[str, str],
+    publication_id: str,
+) -> dict[str, Any]:
+    """Uploads, makes the model under a name of its own, checks it there, names it and records it; its document."""
+    from tunewright.pipeline.publishing.ollama_client import answering
+
+    unverified = _unverified(context.job_id)
+    # A killed run had named its model where what has the name is what stands under its own.
+    ours = held.get(unverified.lower())
+    if not ours or held.get(plan.name.lower()) != ours:
+        _require_free(client, plan)
+    context.check_cancelled()
+    _upload(context, client, plan)
+    context.check_cancelled()
+    try:
+        with answering("to create the model", next=_after_refusal(plan), done="The model was not created."):
+            _create(context, client, plan, unverified)
+        with answering("to answer with the model", next=plan.retry, done="The model was removed again."):
+            checks = ollama_check.check(context.workspace, client, unverified, plan, _stepper(context))
+            _judge(context, plan, checks.pop("failures"))
+            context.check_cancelled()
+            if not ours or client.digests().get(plan.name.lower()) != ours:
+                # Once more: the checks take minutes.
+                _require_free(client, plan)
+            client.copy(unverified, plan.name)
+        document = _document(plan, version, checks)
+        context.workspace.store.add_artifact(
+            publication_id, "publication", plan.name, document, parents=[plan.export["id"]], job_id=context.job_id
+        )
+        context.event("info", "published", f"{plan.name} is on the Ollama server.")
+        return document
+    finally:
+        _remove(context, client, plan, unverified)
+
+
+def _unverified(job_id: str) -> str:
+    """The same for every run of a job, so that a run after a kill replaces what the killed one left."""
+    return f"{UNVERIFIED}:{job_id}"
+
+
+def _sweep(context: JobContext, client: "OllamaClient", plan: Plan, held: Mapping[str, str], own_too: bool) -> None:
+    """Removes what killed runs left: unverified models of jobs of this home that are not running any more."""
+    for row in context.workspace.store.rows("SELECT id, state FROM jobs WHERE kind='publish_ollama'"):
+        left = _unverified(row["id"])
+        over = own_too if row["id"] == context.job_id else row["state"] not in jobs.ACTIVE
+        if over and left.lower() in held:
+            _remove(context, client, plan, left)
+
+
+def _require_free(client: "OllamaClient", plan: Plan) -> None:
+    if not plan.request.overwrite and plan.name.lower() in client.digests():
+        raise Conflict(
+            "model_exists",
+            f"The Ollama server has a model {plan.name} already.",
+            allowed="Choose another name, or replace it.",
+            next=plan.request.call(overwrite=True, confirm=True),
+        )
+
+
+def _stepper(context: JobContext) -> Callable[[str, int, int], None]:
+    def step(phase: str, done: int, total: int) -> None:
+        context.check_cancelled()
+        context.progress(phase, done, total)
+
+    return step
 
 
 def _upload(context: JobContext, client: "OllamaClient", plan: Plan) -> None:
     from tunewright.pipeline.publishing.ollama_client import answering
 
     size = plan.gguf.stat().st_size
-    context.progress("uploading the GGUF", 0, size)
+    phase, last = "uploading the GGUF", 0
+
+    def sent(done: int) -> None:
+        nonlocal last
+        if done - last >= PROGRESS_BYTES:
+            last = done
+            context.check_cancelled()
+            context.progress(phase, done, size)
+
+    context.progress(phase, 0, size)
     with answering(f"the upload of {plan.gguf.name}", next=plan.retry):
         if client.has_blob(plan.digest):
             context.event("info", "blob_present", f"The server has {plan.gguf.name} already; nothing was uploaded.")
-        elif client.create_blob(plan.gguf) != plan.digest:
-            raise _file_changed(plan.export, plan.gguf)
-    context.progress("uploading the GGUF", size, size)
+        elif not client.upload(plan.gguf, plan.digest, sent):
+            raise ollama_plan.file_changed(plan.export, plan.gguf, plan.source)
+    context.progress(phase, size, size)
 
 
-def _create_checked(context: JobContext, client: "OllamaClient", plan: Plan) -> dict[str, Any]:
-    """Makes the model under a name of its own, checks it there and names it. Returns what the checks saw."""
-    from tunewright.pipeline.publishing.ollama_client import answering
-
-    # The same for every run of a job, so that a run after a kill replaces what the killed one left.
-    unverified = f"{UNVERIFIED}:{context.job_id}"
-    try:
-        with answering("to create the model", next=plan.retry, done="The model was not created."):
-            _create(context, client, plan, unverified)
-            context.progress("checking the model on the server")
-            checks = ollama_check.check(context.workspace, client, unverified, plan.export, plan.modelfile)
-            context.check_cancelled()
-            client.copy(unverified, plan.name)
-        return checks
-    finally:
-        _remove(context, client, plan, unverified)
+def _after_refusal(plan: Plan) -> str:
+    """A server that will not quantize does not do so the second time either."""
+    return lineage.export_call(plan.export, [plan.output]) if plan.quantize else plan.retry
 
 
 def _create(context: JobContext, client: "OllamaClient", plan: Plan, name: str) -> None:
     made, status = plan.modelfile, None
     parts = client.create(
         model=name, files={"model.gguf": plan.digest}, template=made.template, system=made.system,
-        parameters=made.parameters, stream=True,
+        parameters=made.parameters, quantize=plan.quantize, stream=True,
     )  # fmt: skip
     for part in parts:
         status = part.status
@@ -294,12 +283,34 @@ def _create(context: JobContext, client: "OllamaClient", plan: Plan, name: str) 
         )
 
 
+def _judge(context: JobContext, plan: Plan, failures: list[str]) -> None:
+    """Raises TunewrightError with what the checks found, unless the request forces it; then it is told as it goes."""
+    if failures and not plan.request.force:
+        more = len(failures) - QUOTED
+        found = "; ".join(failures[:QUOTED]) + (f"; and {more} more" if more > 0 else "")
+        outputs = [file["output"] for file in plan.export["document"]["files"] if is_gguf(file["output"])]
+        raise TunewrightError(
+            "ollama_check_failed",
+            f"On the Ollama server, {found}.",
+            allowed="The model must get the prompts that it was trained on and give the answers that its file gave. "
+            "Usual remedies: a newer Ollama, or the export made again; where the user accepts just this: "
+            f"{plan.request.call(force=True, confirm=True)}.",
+            next=lineage.export_call(plan.export, outputs),
+            done="The model was removed again; a model that had the name before is unchanged.",
+        )
+    for failure in failures:
+        plan.forced.append(f"on the server, {failure}")
+        context.event("warning", "check_forced", f"Published by force, although on the server {failure}.")
+
+
 def _remove(context: JobContext, client: "OllamaClient", plan: Plan, name: str) -> None:
     from tunewright.pipeline.publishing.ollama_client import answering
 
     try:
         with answering(f"to delete {name}", next=plan.retry):
-            if client.has_model(name):
+            if name.lower() in client.digests():
+                # The memory belongs to the next job; a model that is loaded outlives its name otherwise.
+                client.unload(name)
                 client.delete(name)
     except Unavailable as error:
         context.event("warning", "left_on_server", f"{error.what} Delete {name} there: `ollama rm {name}`.")
@@ -310,22 +321,17 @@ def _document(plan: Plan, version: str, checks: dict[str, Any]) -> dict[str, Any
         "target": "ollama",
         "model_name": plan.name,
         "output": plan.output,
+        "source": plan.source,
+        "quantize": plan.quantize,
+        "preset": plan.request.preset,
         "digest": plan.digest,
         "modelfile": plan.modelfile.text,
         "parameters": plan.modelfile.parameters,
         "server": {"url": _shown_host(), "version": version},
         "checks": checks,
+        "forced": plan.forced,
         "pushed": False,
     }
-
-
-def _record(context: JobContext, plan: Plan, document: dict[str, Any]) -> str:
-    publication_id = new_id("publication", plan.name.removesuffix(":latest"))
-    context.workspace.store.add_artifact(
-        publication_id, "publication", plan.name, document, parents=[plan.export["id"]], job_id=context.job_id
-    )
-    context.event("info", "published", f"{plan.name} is on the Ollama server.")
-    return publication_id
 
 
 def _push(context: JobContext, client: "OllamaClient", plan: Plan, publication_id: str) -> None:
@@ -333,8 +339,15 @@ def _push(context: JobContext, client: "OllamaClient", plan: Plan, publication_i
 
     context.check_cancelled()
     done = f"{plan.name} is on the local server ({publication_id}); it was not pushed."
-    sign_in = "sign in with `ollama signin`, then publish_to_ollama(…, push=true, overwrite=true, confirm=true)"
+    # Only the push is left to do.
+    sign_in = f"sign in with `ollama signin`, then {call('resume_job', job_id=context.job_id)}"
+    status = None
     with answering(f"to push {plan.name}", next=sign_in, done=done):
         for part in client.push(plan.name, stream=True):
-            context.progress(f"pushing: {part.status}", part.completed or 0, part.total or 0)
+            status = part.status
+            context.progress(f"pushing: {status}", part.completed or 0, part.total or 0)
             context.check_cancelled()
+    if status != "success":
+        raise Unavailable(
+            "ollama_refused", f"The Ollama server stopped pushing at {status!r}.", next=sign_in, done=done
+        )

@@ -1,19 +1,24 @@
-"""What is checked on a running Ollama server before a model gets its name: parameters, prompt and a first answer.
+"""What is checked on a running Ollama server before a model gets its name: parameters, prompts and answers.
 
 Covers the usual causes of "my model is different in Ollama": a lost or different template, the thinking switch the
-other way round, a missing stop, a doubled BOS, lost parameters. Does not measure how good the answers are.
+other way round, a missing stop, a doubled BOS, lost parameters, other weights. The prompts and the answers are those
+of the parity file where the export has one: the same conversations, greedily, in every way of asking that training
+knew. Does not measure how good the answers are.
 """
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunewright.pipeline import files
 from tunewright.pipeline.chat_template import ChatTemplate, Message
 from tunewright.pipeline.data import splits
-from tunewright.pipeline.errors import TunewrightError, call
-from tunewright.pipeline.publishing import lineage
+from tunewright.pipeline.publishing import lineage, ollama_answers
 from tunewright.pipeline.publishing.modelfile import Modelfile
+from tunewright.pipeline.publishing.ollama_answers import Case, Interview
+from tunewright.pipeline.publishing.ollama_plan import Plan
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
@@ -21,40 +26,60 @@ if TYPE_CHECKING:
     from tunewright.pipeline.publishing.ollama_client import OllamaClient
 
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
-REPLY_TOKENS = 96
-THINK_TOKENS = ("<think>", "</think>")
 
 
-def check(workspace: Workspace, client: "OllamaClient", model: str, export: Row, made: Modelfile) -> dict[str, Any]:
-    """Checks `model` on the server; returns what was seen, ready to be stored. The model is unloaded afterwards.
+def check(
+    workspace: Workspace, client: "OllamaClient", model: str, plan: Plan, step: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Checks `model` on the server; returns what was seen, ready to be stored. `failures` says what is wrong, if any.
 
-    Raises TunewrightError `ollama_check_failed`, and whatever the client raises.
+    `step` is told what is done, and how far it is, and may raise to stop. Raises whatever the client raises.
     """
-    thinking = export["document"].get("enable_thinking", False)
-    template = ChatTemplate(lineage.tokenizer_folder(workspace, export), enable_thinking=thinking)
-    _check_parameters(export, client.show(model).parameters or "", made)
-    messages, expected = _prompt(workspace, export, template, made)
-    rendered = client.rendered(model, messages)
-    if rendered is not None:
-        _check_prompt(export, expected, rendered, _control_tokens(template))
-    # Greedy, so that the same model passes or fails the same way again.
-    options = {"temperature": 0, "num_predict": REPLY_TOKENS}
-    reply = client.chat(model, messages, options=options, keep_alive=0)
-    prompt_tokens = len(template.ids(expected))
-    _check_reply(export, reply.message.content or "", reply.message.thinking or "", _control_tokens(template), thinking)
-    if (reply.prompt_eval_count or 0) > prompt_tokens:
-        raise _failed(
-            export, f"the prompt has {reply.prompt_eval_count} tokens on the server and {prompt_tokens} in training: "
-            "something is put in front of it, usually a second BOS",
-        )  # fmt: skip
+    thinking = plan.export["document"].get("enable_thinking", False)
+    template = ChatTemplate(lineage.tokenizer_folder(workspace, plan.export), enable_thinking=thinking)
+    control = [text for i in sorted(template.special_ids) if (text := template.tokenizer.id_to_token(i))]
+    lost = _lost_parameters(client.show(model).parameters or "", plan.modelfile)
+    cases = cases_of(workspace, plan, template)
+    # Trained without thinking, the model must get the same prompt whether a request says so or says nothing.
+    ways = (None,) if thinking else (None, False)
+    told, wrong = _prompts(client, model, cases, ways, control, step)
+    interview = Interview(
+        client, model, plan.modelfile, thinking, control, lambda text: len(template.ids(text)),
+        free=plan.quantize is not None,
+    )  # fmt: skip
+    interview.ask(cases, ways, lambda number: step("comparing answers", number, len(cases)))
     return {
-        "parameters": "kept",
-        "prompt": "as trained" if rendered is not None else "not told by this server",
-        "prompt_tokens": {"trained": prompt_tokens, "server": reply.prompt_eval_count},
-        "asked": messages[-1]["content"][:500],
-        "answered": (reply.message.content or "")[:500],
-        "ended": reply.done_reason,
+        "parameters": "differ" if lost else "kept",
+        "prompt": _on_prompts(told, wrong),
+        "prompts": len(cases),
+        **_first(interview, cases),
+        "answers": _on_answers(interview, plan),
+        "failures": [*lost, *wrong, *interview.faults, *(() if interview.free else interview.differences)],
     }
+
+
+def cases_of(workspace: Workspace, plan: Plan, template: ChatTemplate) -> list[Case]:
+    """The conversations to ask, with the prompts of training; at least one. Others too long for num_ctx are left out.
+
+    They are the parity file's, with the answers recorded of the file that is sent, else the first question of the
+    data, else a greeting. With a system message in the Modelfile none is sent, so that the Modelfile's must arrive;
+    an answer was then recorded for the same prompt only where training began with the same message.
+    """
+    system = plan.modelfile.system
+    before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    cases: list[Case] = []
+    for asked, recorded in [*_recorded(plan), (training_opening(workspace, plan.export), None), (HELLO, None)]:
+        sent = [message for message in asked if message["role"] != "system"] if before else asked
+        if not sent or (cases and recorded is None):
+            continue
+        prompt = template.render([*before, *sent], add_generation_prompt=True)
+        answer = len(recorded["tokens"]) if recorded else 0
+        tokens = len(template.ids(prompt)) + max(ollama_answers.FREE_TOKENS, answer)
+        if tokens > plan.modelfile.parameters["num_ctx"] and asked is not HELLO:
+            continue
+        same = not before or prompt == template.render(asked, add_generation_prompt=True)
+        cases.append(Case(sent, prompt, recorded if same else None))
+    return cases
 
 
 def training_opening(workspace: Workspace, export: Row) -> list[Message]:
@@ -63,26 +88,15 @@ def training_opening(workspace: Workspace, export: Row) -> list[Message]:
     return splits.first_question(Path(dataset["document"]["path"])) if dataset else []
 
 
-def _prompt(workspace: Workspace, export: Row, template: ChatTemplate, made: Modelfile) -> tuple[list[Message], str]:
-    """The messages to send, and the text that training would have made of them with the Modelfile's system message."""
-    opening = training_opening(workspace, export)
-    system: list[Message] = []
-    if made.system is not None:
-        # The Modelfile's own system message is what must arrive, so none is sent.
-        system = [{"role": "system", "content": made.system}]
-        opening = [message for message in opening if message["role"] != "system"]
-    if opening:
-        expected = template.render([*system, *opening], add_generation_prompt=True)
-        if len(template.ids(expected)) + REPLY_TOKENS <= made.parameters["num_ctx"]:
-            return opening, expected
-    return HELLO, template.render([*system, *HELLO], add_generation_prompt=True)
+def _recorded(plan: Plan) -> list[tuple[list[Message], Any]]:
+    """The parity file's conversations with what the file that is sent answered; [] where nothing was measured."""
+    file = Path(plan.export["document"]["path"]) / "parity.json"
+    parity = files.read_json(file) if file.is_file() else {}
+    answers = parity.get("outputs", {}).get(plan.source, {}).get("answers") or []
+    return list(zip(parity.get("cases", {}).get("asked", []), answers, strict=False))
 
 
-def _control_tokens(template: ChatTemplate) -> list[str]:
-    return [text for i in sorted(template.special_ids) if (text := template.tokenizer.id_to_token(i))]
-
-
-def _check_parameters(export: Row, shown: str, made: Modelfile) -> None:
+def _lost_parameters(shown: str, made: Modelfile) -> list[str]:
     """`shown` is the server's list, a name and a value per line, texts quoted as in JSON."""
     pairs = [tuple(line.strip().split(maxsplit=1)) for line in shown.splitlines() if line.strip()]
     numbers = dict(pair for pair in pairs if len(pair) == 2 and pair[0] != "stop")
@@ -93,40 +107,73 @@ def _check_parameters(export: Row, shown: str, made: Modelfile) -> None:
     ]
     stops = [json.dumps(stop, ensure_ascii=False) for stop in made.parameters["stop"]]
     lost += [f"stop {stop}" for stop in stops if ("stop", stop) not in pairs]
-    if lost:
-        raise _failed(export, f"the server did not keep {', '.join(lost)}")
+    return [f"the server did not keep {', '.join(lost)}"] if lost else []
 
 
-def _check_prompt(export: Row, expected: str, rendered: str, control_tokens: list[str]) -> None:
+def _prompts(
+    client: "OllamaClient",
+    model: str,
+    cases: list[Case],
+    ways: tuple[bool | None, ...],
+    control_tokens: list[str],
+    step: Callable[[str, int, int], None],
+) -> tuple[bool, list[str]]:
+    """Whether the server tells its prompts, and what is wrong with them: one sentence for each way of asking."""
+    wrong: dict[bool | None, str] = {}
+    for number, case in enumerate(cases):
+        step("comparing prompts", number, len(cases))
+        for think in ways:
+            rendered = client.rendered(model, case.messages, think=think)
+            if rendered is None:
+                return False, []
+            if think not in wrong and (difference := _difference(case.prompt, rendered, control_tokens)):
+                way = "" if think is None else f" asked with think={str(think).lower()}"
+                wrong[think] = f"the server's prompt{way} differs from the training's: {difference}"
+    return True, list(wrong.values())
+
+
+def _difference(expected: str, rendered: str, control_tokens: list[str]) -> str:
     # The runtime puts a BOS in front of the tokens by itself, so the server may leave it out of the text.
     missing = expected.removesuffix(rendered)
     if rendered == expected or (missing != expected and missing in control_tokens):
-        return
+        return ""
     same = next((i for i, (a, b) in enumerate(zip(expected, rendered, strict=False)) if a != b), len(rendered))
     start = max(same - 20, 0)
-    raise _failed(
-        export, f"the server's prompt differs from the training's: {rendered[start : start + 80]!r} instead of "
-        f"{expected[start : start + 80]!r} (character {start})",
-    )  # fmt: skip
+    return f"{rendered[start : start + 80]!r} instead of {expected[start : start + 80]!r} (character {same})"
 
 
-def _check_reply(export: Row, content: str, thoughts: str, control_tokens: list[str], thinking: bool) -> None:
-    """With thinking on, the answer may not have begun within REPLY_TOKENS; the thoughts count then."""
-    if not content.strip() and not (thinking and thoughts.strip()):
-        raise _failed(export, "the answer to the first prompt is empty")
-    unwanted = [*control_tokens, *(() if thinking else THINK_TOKENS)]
-    leaked = [token for token in unwanted if token in content]
-    if leaked:
-        raise _failed(export, f"the answer holds the control tokens {', '.join(leaked)}: {content[:200]!r}")
+def _on_prompts(told: bool, wrong: list[str]) -> str:
+    if not told:
+        return "not told by this server"
+    return "differs" if wrong else "as trained"
 
 
-def _failed(export: Row, what: str) -> TunewrightError:
-    outputs = [file["output"] for file in export["document"]["files"] if file["output"].startswith("gguf:")]
-    return TunewrightError(
-        "ollama_check_failed",
-        f"On the Ollama server, {what}.",
-        allowed="The model must get the prompt that it was trained on and answer it. Usual remedies: a newer Ollama, "
-        "or the export made again with verify=true.",
-        next=call("merge_and_export", adapter_id=export["document"]["adapter_id"], outputs=outputs),
-        done="The model was removed again; a model that had the name before is unchanged.",
-    )
+def _first(interview: Interview, cases: list[Case]) -> dict[str, Any]:
+    """The first question and its answer, for people to read."""
+    case = next((case for case in cases if case.recorded), cases[0])
+    reply = interview.first
+    return {
+        "prompt_tokens": {
+            "trained": interview.count_tokens(case.prompt),
+            "server": reply.prompt_eval_count if reply else None,
+        },
+        "asked": case.messages[-1]["content"][:500],
+        "answered": (reply.message.content or "")[:500] if reply else "",
+        "ended": reply.done_reason if reply else None,
+    }
+
+
+def _on_answers(interview: Interview, plan: Plan) -> dict[str, Any]:
+    """The comparison in numbers, and why there is none or what it can show."""
+    if not interview.compared:
+        changed = plan.modelfile.system is not None and _recorded(plan)
+        why = (
+            "the Modelfile's system message makes other prompts than those that were answered in the export"
+            if changed
+            else "no answers were recorded in the export"
+        )
+        return {"compared": 0, "why": why}
+    counts: dict[str, Any] = {"compared": interview.compared, "equal": interview.equal, "ties": interview.ties}
+    if plan.quantize:
+        counts["why"] = f"quantized on the server: not the weights of {plan.source}, so answers may differ"
+    return {**counts, "with": plan.source}

@@ -11,12 +11,20 @@ from typing import Any, cast
 from tunewright.pipeline.workspace import Workspace
 
 # The Hub's and the common providers' tokens, by their fixed beginnings.
-TOKEN = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{16,}")
+# A Hub login by browser gives a JSON web token behind the prefix, in three parts with dots between.
+TOKEN = re.compile(r"\b(?:hf_|api_org_|sk-|ghp_|github_pat_)[A-Za-z0-9_-]{16,}(?:\.[A-Za-z0-9_-]{8,})*")
 # An absolute path of two or more parts inside a text; not a URL's, whose slashes follow a colon, a slash or a name.
 PATH = re.compile(
     r"(?<![\w:/.~])(?:~|/)(?:[\w.+@-]+/)+(?P<last>[\w.+@-]*)|\b[A-Za-z]:\\(?:[^\\\s]+\\)*(?P<windows>[^\\\s]*)"
 )
-SECRET_VARIABLES = ("HF_TOKEN", "OLLAMA_API_KEY")
+# A user and a password in front of a host; the last @ ends them, whatever characters the password has.
+LOGIN = re.compile(r"//[^/]*@")
+SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OLLAMA_API_KEY")
+
+
+def without_login(url: str) -> str:
+    """A URL as it may be shown: without a user and a password."""
+    return LOGIN.sub("//", url)
 
 
 def public_text(workspace: Workspace, text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from tunewright.pipeline import files, models
 from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.context import JobContext
+from tunewright.pipeline.exporting import weights
 from tunewright.pipeline.ids import new_id
 from tunewright.pipeline.rerun import VERSIONS_OF
 from tunewright.pipeline.training import trainable
@@ -97,6 +98,8 @@ def _provenance(run: Run, dataset: dict[str, Any], figures: dict[str, Any]) -> d
         "base_model": base.name,
         # A cached snapshot's folder is named by its commit.
         "base_revision": base.folder.name if base.kind == "hub" and base.folder else None,
+        # A merge must find the very weights again: other models have layers of the same shapes.
+        "base_fingerprint": weights.fingerprint(base.folder) if base.folder and _has_weights(base.folder) else None,
         "dataset": {"name": dataset["name"], "sha256": dataset["document"]["sha256"]},
         "method": run.method,
         "arguments": run.arguments,
@@ -106,6 +109,11 @@ def _provenance(run: Run, dataset: dict[str, Any], figures: dict[str, Any]) -> d
         "versions": {name: version(name) for name in VERSIONS_OF},
         "metrics": figures,
     }
+
+
+def _has_weights(folder: Path) -> bool:
+    """Not so where they are *.bin, which nothing here reads."""
+    return any(folder.glob("*.safetensors"))
 
 
 def _copy_small_files(template: ChatTemplate, folder: Path) -> None:

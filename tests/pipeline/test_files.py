@@ -55,6 +55,14 @@ def test_what_an_earlier_process_of_the_same_pid_left_does_not_get_in(tmp_path: 
     assert names(tmp_path / "ds-1") == {"whole"}
 
 
+def test_what_an_owner_left_is_replaced_by_its_next_attempt_from_any_process(tmp_path: Path) -> None:
+    (tmp_path / ".partial-job-x-ab12-ex-1").mkdir()
+    (tmp_path / ".partial-job-x-ab12-ex-1" / "torn").touch()
+    with files.new_folder(tmp_path / "ex-1", owner="job-x-ab12") as new:
+        (new / "whole").touch()
+    assert names(tmp_path) == {"ex-1"} and names(tmp_path / "ex-1") == {"whole"}
+
+
 def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.json"
     files.write_json(path, {"step": 1})

@@ -27,6 +27,10 @@ def test_two_things_of_one_name_get_different_ids() -> None:
     assert len({ids.new_id("job", "same") for _ in range(50)}) == 50
 
 
+def test_what_a_job_makes_has_the_same_id_each_time_it_runs() -> None:
+    assert ids.id_within("export", "Tiny One", "job-tiny-one-7f3k") == "ex-tiny-one-7f3k"
+
+
 def test_an_error_says_what_is_allowed_what_to_do_next_and_what_was_done() -> None:
     error = errors.InvalidInput(
         "unknown_method",

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from shutil import copyfile
 
@@ -208,3 +209,18 @@ def test_every_ollama_tag_leads_back_to_one_model() -> None:
     for model in catalog.KNOWN_MODELS:
         assert not model.ollama or catalog.trainable_form(model.ollama) == model
     assert catalog.DEFAULT_MODEL in {model.hub_id for model in catalog.KNOWN_MODELS}
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        *((name, True) for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
+          "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+          "additional_chat_templates/rag.jinja", "preprocessor_config.json", "processor_config.json",
+          "LICENSE", "LICENSE.txt", "NOTICE", "USE_POLICY.md")),
+        *((name, False) for name in ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json",
+          "original/tokenizer.model", "README.md", "modeling_custom.py")),
+    ],
+)  # fmt: skip
+def test_a_models_small_files_are_all_it_needs_beside_its_weights(name: str, small: bool) -> None:
+    assert any(fnmatch(name, pattern) for pattern in models.SMALL_FILES) == small

@@ -130,7 +130,7 @@ def test_an_artifact_of_another_kind_is_refused(workspace: Workspace) -> None:
     workspace.store.add_artifact("ds-identity-0001", "dataset", "a", {}, parents=[])
     with pytest.raises(InvalidInput) as caught:
         workspace.store.artifact("ds-identity-0001", "adapter", "export")
-    assert "wrong_kind: ds-identity-0001 is a dataset." in str(caught.value)
+    assert "wrong_kind: ds-identity-0001 is of kind dataset." in str(caught.value)
     assert "ad- or ex-" in str(caught.value) and 'list_artifacts(kind="adapter")' in str(caught.value)
 
 

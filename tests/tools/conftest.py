@@ -165,7 +165,7 @@ def export(workspace: Workspace, adapter: Row, toy_folder: Path) -> Row:
     files = [{"output": "gguf:q8_0", "path": str(gguf), "bytes": gguf.stat().st_size}]
     document = {
         "path": str(folder), "adapter_id": adapter["id"], "base_model": "toy", "files": files,
-        "enable_thinking": False, "max_seq_length": 256,
+        "enable_thinking": False, "max_seq_length": 256, "parity": {"passed": True, "failures": []},
     }  # fmt: skip
     workspace.store.add_artifact(folder.name, "export", "numbers", document, parents=[adapter["id"]])
     return workspace.store.artifact(folder.name)

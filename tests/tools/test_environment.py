@@ -30,6 +30,20 @@ async def test_a_token_is_said_to_be_there_but_never_shown(call: Call, monkeypat
     assert "secret123" not in str(answer)
 
 
+async def test_a_password_in_an_address_is_never_shown(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "http://me:se@cret@127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://me:se@cret@127.0.0.1:9")
+    answer = await call("check_environment")
+    assert answer["usable"]["ollama"] == "no answer at http://127.0.0.1:9"
+    assert answer["usable"]["hub"] == "http://127.0.0.1:9"
+    assert "cret" not in str(answer)
+
+
+async def test_an_ollama_host_that_is_no_address_is_as_none(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "gpu-box:port")
+    assert (await call("check_environment"))["ollama"] == (await call("list_models"))["ollama"] == []
+
+
 async def test_models_are_found_by_every_word_of_the_query(call: Call) -> None:
     answer = await call("list_models", query="QWEN3 8b base")
     assert [model["model"] for model in answer["models"]] == ["unsloth/Qwen3-8B-Base"]

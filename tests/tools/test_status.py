@@ -195,12 +195,20 @@ async def test_a_failure_is_data_with_code_cause_and_hint(call: Call, ended_job:
     assert [step["tool"] for step in answer["next_steps"]] == ["resume_job", "get_status"]
 
 
+def exported(export: Row, output: str, *, failed: bool = False) -> dict[str, Any]:
+    """What an export job of one output leaves as its result."""
+    parity = {"passed": not failed, "failures": [f"{output}: another prompt"] if failed else []}
+    return {"export_id": export["id"], "files": [{"output": output, "path": "x", "bytes": 1}], "parity": parity}
+
+
 async def test_what_a_job_made_decides_what_comes_next(
     call: Call, ended_job: EndedJob, adapter: Row, export: Row
 ) -> None:
     made = {
         ended_job("finetune", "succeeded", {"adapter_id": adapter["id"]}): ["chat_with_adapter", "merge_and_export"],
-        ended_job("export", "succeeded", {"export_id": export["id"]}): ["publish_to_ollama"],
+        ended_job("export", "succeeded", exported(export, "gguf:q8_0")): ["publish_to_ollama"],
+        ended_job("export", "succeeded", exported(export, "merged_16bit")): ["publish_to_hub"],
+        ended_job("export", "succeeded", exported(export, "gguf:q8_0", failed=True)): ["get_status"],
         ended_job("publish_hub", "succeeded", {"publication_id": "pub-x"}): ["list_artifacts"],
         ended_job("finetune", "interrupted"): ["resume_job", "get_status"],
         ended_job("finetune", "cancelled"): ["resume_job", "get_status"],
@@ -208,6 +216,24 @@ async def test_what_a_job_made_decides_what_comes_next(
     for job_id, expected in made.items():
         answer = await call("get_status", job_id=job_id)
         assert [step["tool"] for step in answer["next_steps"]] == expected
+
+
+async def test_after_an_export_what_can_be_published_is_and_what_was_not_verified_by_force_alone(
+    call: Call, ended_job: EndedJob, export: Row
+) -> None:
+    unverified = {**exported(export, "gguf:q8_0"), "parity": {}}
+    (step,) = (await call("get_status", job_id=ended_job("export", "succeeded", unverified)))["next_steps"]
+    assert step["arguments"]["force"] is True
+    await call(step["tool"], **step["arguments"])
+    for output, forced in (("merged_16bit", True), ("lora", None)):
+        result = {**exported(export, output), "parity": {}}
+        (step,) = (await call("get_status", job_id=ended_job("export", "succeeded", result)))["next_steps"]
+        assert (step["tool"], step["arguments"].get("force")) == ("publish_to_hub", forced)
+    failed = exported(export, "gguf:q3_k_m", failed=True)
+    failed["parity"]["recommendation"] = {"output": "gguf:q8_0", "why": "It passed."}
+    _, step = (await call("get_status", job_id=ended_job("export", "succeeded", failed)))["next_steps"]
+    assert step["arguments"]["output"] == "gguf:q8_0"
+    assert (await call(step["tool"], **step["arguments"]))["plan"]["output"] == "gguf:q8_0"
 
 
 async def test_the_overview_holds_the_newest_twenty_newest_first(call: Call, ended_job: EndedJob) -> None:

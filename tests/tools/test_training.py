@@ -149,11 +149,15 @@ async def test_an_ambiguous_prefix_is_refused_with_all_that_it_means(refused: Re
 async def test_an_export_is_queued_with_what_was_asked_for(
     call: Call, refused: Refused, adapter: Row, workspace: Workspace
 ) -> None:
-    text = await refused("merge_and_export", adapter_id=adapter["id"], outputs=["gguf:q4_k_m"])
+    text = await refused("merge_and_export", adapter_id=adapter["id"], outputs=["gguf:q2_k"])
     assert text.startswith("unknown_output: ")
     assert "Next: merge_and_export(" in text
-    answer = await call("merge_and_export", adapter_id=adapter["id"], outputs=["gguf:q8_0"], adapter_scale=0.5)
-    spec = workspace.store.job(answer["job_id"])["spec"]
-    assert (spec["adapter_id"], spec["outputs"], spec["adapter_scale"]) == (adapter["id"], ["gguf:q8_0"], 0.5)
+    workspace.store.add_artifact("ad-other-0001", "adapter", "other", adapter["document"], parents=[])
+    asked = {
+        "adapter_id": adapter["id"], "outputs": ["gguf:q8_0"], "adapter_scale": 0.5,
+        "combine_with": {"ad-other-0001": 0.3}, "combination": "ties", "verify": False,
+    }  # fmt: skip
+    answer = await call("merge_and_export", **asked)
+    assert workspace.store.job(answer["job_id"])["spec"] == {**asked, "name": adapter["name"]}
     await call("cancel_job", job_id=answer["job_id"])
     assert (await call("get_status", job_id=answer["job_id"], wait_s=30))["job"]["state"] == "cancelled"

@@ -1,10 +1,9 @@
 """A small random Qwen3 with its own tokenizer, adapters made by peft, and one real export for all tests to look at."""
 
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from tunewright.pipeline import files, jobs, toy
 from tunewright.pipeline.context import JobContext
-from tunewright.pipeline.exporting import export, request, toolchain
+from tunewright.pipeline.exporting import export, gguf, request, toolchain
 from tunewright.pipeline.ids import new_id
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -26,7 +25,6 @@ with warnings.catch_warnings():
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-REPOSITORY = Path(__file__).parents[3]
 TEXTS = [
     "The quick brown fox jumps over 13 lazy dogs, doesn't it? They're 4.5 m away.",
     "def main() -> int:\n    return 0\n\nsystem user assistant\n",
@@ -88,13 +86,16 @@ class Tiny:
         )  # fmt: skip
 
     @staticmethod
-    def base(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.bfloat16, shard: str = "1GB") -> Path:
+    def base(
+        folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.bfloat16, shard: str = "1GB",
+        hidden_size: int = 256,
+    ) -> Path:  # fmt: skip
         """A random Qwen3 of two layers, the same weights every time."""
         torch.manual_seed(3)
         config = Qwen3Config(
-            vocab_size=VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=64, max_position_embeddings=512, tie_word_embeddings=tied,
-            bos_token_id=None, eos_token_id=2, pad_token_id=0,
+            vocab_size=VOCABULARY, hidden_size=hidden_size, intermediate_size=512, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=512,
+            tie_word_embeddings=tied, bos_token_id=None, eos_token_id=2, pad_token_id=0,
         )  # fmt: skip
         Qwen3ForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=shard)
         Tiny.tokenizer(folder)
@@ -145,13 +146,38 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def converter() -> Iterator[Path]:
-    """llama.cpp's real converter: the developer's own, or fetched once into a cache that outlives the run."""
-    cache = Path(os.environ.get("TUNEWRIGHT_TEST_CACHE") or REPOSITORY / ".cache")
-    folder = toolchain.provide(Workspace.open(cache / "home"), cache / "toolchain.log")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(toolchain.SETTING, str(folder))
-        yield folder
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A home to ask for the toolchain of this machine, which is kept in the user's cache and outlives the run."""
+    return Workspace.open(tmp_path_factory.mktemp("machine") / "home")
+
+
+@pytest.fixture(scope="session")
+def converter(machine: Workspace) -> Path:
+    """llama.cpp's real converter: the developer's own, or fetched once."""
+    return toolchain.provide(machine.home.root / "toolchain.log")
+
+
+@pytest.fixture(scope="session")
+def quantizer(machine: Workspace) -> Path:
+    """llama.cpp's real quantizer: the developer's own, or built once (minutes)."""
+    return toolchain.provide_quantizer(machine.home.root / "toolchain.log")
+
+
+@pytest.fixture(scope="session")
+def base_gguf(base: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`base_gguf(type)`: the base as GGUF in a type that the converter writes itself, made when first asked for."""
+    folder = tmp_path_factory.mktemp("base_ggufs")
+    layout = folder / "layout"
+    layout.mkdir()
+    gguf.lay_out(base, layout, enable_thinking=False)
+
+    def convert(name: str) -> Path:
+        file, log = folder / f"{name}.gguf", folder / "converter.log"
+        if not file.is_file():
+            gguf.convert(converter, layout, file, name, name="base", log=log, check_cancelled=lambda: None)
+        return file
+
+    return convert
 
 
 @dataclass(frozen=True)

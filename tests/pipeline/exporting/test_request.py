@@ -20,19 +20,19 @@ def row(workspace: Workspace, tiny: Any, tmp_path: Path) -> Row:
 def test_outputs_are_put_in_order_and_each_made_once(workspace: Workspace, row: Row) -> None:
     spec = request.check(workspace, row["id"][:8], ["gguf:q8_0", "merged_16bit", "gguf:q8_0"])
     assert spec == {
-        "adapter_id": row["id"], "outputs": ["merged_16bit", "gguf:q8_0"], "adapter_scale": 1.0, "verify": True,
-        "name": "Tiny One",
+        "adapter_id": row["id"], "outputs": ["merged_16bit", "gguf:q8_0"], "adapter_scale": 1.0, "combine_with": {},
+        "combination": None, "verify": True, "name": "Tiny One",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("outputs", [["gguf:q4_k_m"], ["merged_16bit", "onnx"], []])
+@pytest.mark.parametrize("outputs", [["gguf:q9_k"], ["merged_16bit", "onnx"], []])
 def test_an_unknown_output_is_refused_naming_the_allowed_ones(
     outputs: list[str], workspace: Workspace, row: Row
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
         request.check(workspace, row["id"], outputs)
-    assert "lora, merged_16bit, gguf:f16, gguf:bf16, gguf:q8_0" in caught.value.allowed
-    assert "Ollama" in caught.value.allowed
+    assert "lora, lora_gguf, merged_16bit, merged_4bit, gguf:f16" in caught.value.allowed
+    assert "gguf:q3_k_m" in caught.value.allowed
     assert row["id"] in caught.value.next
 
 
@@ -60,3 +60,41 @@ def test_a_whole_model_is_exported_merged_and_never_as_a_lora(workspace: Workspa
     for outputs, scale in ((["lora", "merged_16bit"], 1.0), (["merged_16bit"], 0.5)):
         with pytest.raises(InvalidInput, match="not_an_adapter"):
             request.check(workspace, row["id"], outputs, adapter_scale=scale)
+
+
+@pytest.fixture
+def other(workspace: Workspace, tiny: Any, row: Row, tmp_path: Path) -> Row:
+    """A second adapter of the same base."""
+    return tiny.add_adapter(workspace, tmp_path, tmp_path)
+
+
+def test_adapters_are_combined_by_id_prefix_with_their_weights(workspace: Workspace, row: Row, other: Row) -> None:
+    spec = request.check(
+        workspace, row["id"], ["merged_16bit"], adapter_scale=0.7, combine_with={other["id"][:-1]: 0.3},
+        combination="ties",
+    )  # fmt: skip
+    assert (spec["adapter_scale"], spec["combine_with"], spec["combination"]) == (0.7, {other["id"]: 0.3}, "ties")
+
+
+def test_an_adapter_is_not_combined_with_itself(workspace: Workspace, row: Row) -> None:
+    with pytest.raises(InvalidInput, match="adapter_named_twice"):
+        request.check(workspace, row["id"], ["lora"], combine_with={row["id"]: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [({"base_model": "other/base"}, "an adapter of other/base"), ({"enable_thinking": True}, "thinking modes")],
+)
+def test_adapters_that_do_not_go_together_are_refused(
+    changed: dict[str, Any], what: str, workspace: Workspace, tiny: Any, row: Row, tmp_path: Path
+) -> None:
+    other = tiny.add_adapter(workspace, tmp_path, tmp_path, **changed)
+    with pytest.raises(InvalidInput, match=what) as caught:
+        request.check(workspace, row["id"], ["lora"], combine_with={other["id"]: 0.5})
+    assert caught.value.code == "not_combinable"
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan"), 5.0])
+def test_a_weight_out_of_range_is_refused(weight: float, workspace: Workspace, row: Row, other: Row) -> None:
+    with pytest.raises(InvalidInput, match="bad_adapter_scale"):
+        request.check(workspace, row["id"], ["lora"], combine_with={other["id"]: weight})

@@ -1,15 +1,17 @@
 """llama.cpp as a child: it keeps its output to itself, ends with its parent, and says why it fails."""
 
 import contextlib
+import math
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from tunewright.pipeline.errors import TunewrightError, Unavailable
+from tunewright.pipeline.errors import Cancelled, TunewrightError, Unavailable
 from tunewright.pipeline.exporting.runtime import LlamaRuntime
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -20,15 +22,18 @@ from tunewright.pipeline.exporting.runtime import LlamaRuntime
 with LlamaRuntime(Path(sys.argv[1]), log=Path(sys.argv[2])) as runtime:
     runtime.chat([{"role": "user", "content": "Hello"}], max_tokens=2)
     if len(sys.argv) > 3:
-        import os, psutil
-        os.write(1, str(psutil.Process().children()[0].pid).encode())
+        import os, psutil, subprocess
+        child = psutil.Process().children()[0].pid
+        # Another child, of the kind that a worker starts while llama.cpp runs; it lives as long as the test wants.
+        subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdout=subprocess.DEVNULL)
+        os.write(1, f"{child}\\n".encode())
         os._exit(9)
 """
 
 
 @pytest.fixture
-def gguf(exported: Any) -> Path:
-    return exported.path("gguf:q8_0")
+def gguf(base_gguf: Callable[[str], Path]) -> Path:
+    return base_gguf("f16")
 
 
 def test_nothing_reaches_the_streams_of_who_uses_it(gguf: Path, tmp_path: Path) -> None:
@@ -38,12 +43,17 @@ def test_nothing_reaches_the_streams_of_who_uses_it(gguf: Path, tmp_path: Path) 
     assert "slot" in log.read_text(encoding="utf-8", errors="replace")
 
 
-def test_the_child_ends_when_its_parent_dies_without_a_word(gguf: Path, tmp_path: Path) -> None:
+def test_the_child_ends_when_its_parent_dies_without_a_word_though_another_child_lives(
+    gguf: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "-P", "-c", USE, str(gguf), str(tmp_path / "log"), "die"]
-    child = int(subprocess.run(command, capture_output=True, timeout=60).stdout)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(child).wait(timeout=10)
-    assert not psutil.pid_exists(child)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert parent.wait(timeout=60) == 9
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(child).wait(timeout=10)
+        assert not psutil.pid_exists(child)
 
 
 def test_a_greedy_answer_is_the_same_twice_and_kept_to_its_limit(gguf: Path, tmp_path: Path) -> None:
@@ -70,6 +80,41 @@ def test_a_file_that_is_no_gguf_is_refused_with_llama_cpps_own_words(tmp_path: P
     ):
         pass
     assert caught.value.code == "gguf_not_loadable"
+
+
+def test_a_cancel_is_heard_while_the_model_loads(tmp_path: Path) -> None:
+    def cancelled() -> None:
+        raise Cancelled("job-x")
+
+    # Reading it waits for somebody who writes.
+    never = tmp_path / "never.gguf"
+    os.mkfifo(never)
+    with (
+        pytest.raises(Cancelled),
+        LlamaRuntime(never, log=tmp_path / "log", check_cancelled=cancelled),
+    ):
+        pass
+    assert not [child for child in psutil.Process().children() if "llama_server" in " ".join(child.cmdline())]
+
+
+def test_the_next_tokens_are_a_distribution_whatever_character_they_begin(gguf: Path, tmp_path: Path) -> None:
+    with LlamaRuntime(gguf, log=tmp_path / "log") as runtime:
+        ids = runtime.tokenize("The fox jumps over 13 dogs", add_special=False)
+        for length in range(1, len(ids)):
+            found = runtime.next_tokens(ids[:length], 4096)
+            logprobs = [token["logprob"] for token in found if token["logprob"] is not None]
+            assert len(logprobs) == len({token["id"] for token in found}) == 480
+            assert sum(map(math.exp, logprobs)) == pytest.approx(1, abs=1e-4)
+            assert logprobs == sorted(logprobs, reverse=True)
+
+
+def test_a_forced_token_is_given_and_an_end_ends_the_answer(gguf: Path, tmp_path: Path) -> None:
+    with LlamaRuntime(gguf, log=tmp_path / "log") as runtime:
+        assert runtime.answer([300, 301], max_tokens=3, forced=310)["tokens"] == [310] * 3
+        assert runtime.answer([300, 301], max_tokens=3, forced=2) == {
+            "text": "", "finish_reason": "stop", "tokens": [2],
+        }  # fmt: skip
+        assert runtime.eos_token() == "<|im_end|>"
 
 
 def test_a_server_that_died_is_reported_as_such(gguf: Path, tmp_path: Path) -> None:

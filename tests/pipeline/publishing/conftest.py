@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from standins.ollama_server import OllamaStandIn
 
 from tunewright.pipeline import toy
+from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.settings import Home
 from tunewright.pipeline.store import Row
@@ -23,6 +25,13 @@ THINKING_OFF = "{%- set enable_thinking = false %}\n"
 WEIGHTS = bytes(range(256)) * 8
 # Only ever in this test: no real token begins so.
 SECRET = "hf_" + "S3cretS3cretS3cret" * 2
+# What the export's parity recorded: its quotes of the data must stay on the machine.
+ASKED = [[{"role": "user", "content": "Who are you?"}], [{"role": "user", "content": "Where do you live?"}]]
+ANSWERS = [
+    {"text": "I am Tuny, row-marker.", "tokens": list(range(9)), "ended": "stop"},
+    {"text": "In a small box", "tokens": list(range(48)), "ended": "length"},
+]
+PARITY = {"passed": True, "failures": [], "outputs": {"gguf:q8_0": {"passed": True}}, "recommendation": None}
 
 
 def gguf_bytes(template: str) -> bytes:
@@ -95,7 +104,11 @@ def export(workspace: Workspace, adapter: Row, toy_folder: Path) -> Row:
     (folder / "merged" / "model.safetensors").write_bytes(WEIGHTS)
     (folder / "lora").mkdir()
     (folder / "lora" / "adapter_model.safetensors").write_bytes(WEIGHTS)
-    (folder / "parity.json").write_text('{"prompt": "Who are you?", "answer": "row-marker"}', encoding="utf-8")
+    measured = {
+        "passed": True, "failures": [], "cases": {"dataset_id": "ds-identity-0001", "asked": ASKED},
+        "outputs": {"gguf:q8_0": {"passed": True, "failures": [], "answers": ANSWERS}},
+    }  # fmt: skip
+    (folder / "parity.json").write_text(json.dumps(measured), encoding="utf-8")
     template = THINKING_OFF + (toy_folder / "chat_template.jinja").read_text(encoding="utf-8")
     gguf = folder / "identity-q8_0.gguf"
     gguf.write_bytes(gguf_bytes(template))
@@ -105,7 +118,7 @@ def export(workspace: Workspace, adapter: Row, toy_folder: Path) -> Row:
     ]
     document = {
         "path": str(folder), "adapter_id": adapter["id"], "base_model": "unsloth/Qwen3-8B", "files": files,
-        "enable_thinking": False, "max_seq_length": 512,
+        "enable_thinking": False, "max_seq_length": 512, "parity": PARITY,
     }  # fmt: skip
     workspace.store.add_artifact(folder.name, "export", "identity", document, parents=[adapter["id"]])
     return workspace.store.artifact(folder.name)
@@ -150,3 +163,40 @@ def secret() -> str:
 @pytest.fixture
 def make_gguf() -> Callable[[str], bytes]:
     return gguf_bytes
+
+
+@pytest.fixture
+def recorded() -> dict[str, dict[str, Any]]:
+    """The answers that the export's parity recorded, by question."""
+    return {asked[-1]["content"]: dict(answer) for asked, answer in zip(ASKED, ANSWERS, strict=True)}
+
+
+@pytest.fixture
+def remeasure(export: Row) -> Callable[..., None]:
+    """Writes another parity.json: what each output of the export answered, by output."""
+
+    def rewritten(answers: dict[str, list[dict[str, Any]]], asked: list[list[dict[str, str]]] = ASKED) -> None:
+        document = {
+            "cases": {"dataset_id": None, "asked": asked},
+            "outputs": {output: {"answers": answers[output]} for output in answers},
+        }
+        (Path(export["document"]["path"]) / "parity.json").write_text(json.dumps(document), encoding="utf-8")
+
+    return rewritten
+
+
+@pytest.fixture
+def ollama_server(
+    monkeypatch: pytest.MonkeyPatch, recorded: dict[str, dict[str, Any]], toy_folder: Path
+) -> Iterator[OllamaStandIn]:
+    """An Ollama server on which the export's model answers as its parity recorded; it counts tokens as training did."""
+    template = ChatTemplate(toy_folder)
+    with OllamaStandIn(answers=recorded, count_tokens=lambda prompt: len(template.ids(prompt))) as stand_in:
+        monkeypatch.setenv("OLLAMA_HOST", stand_in.url)
+        yield stand_in
+
+
+@pytest.fixture
+def no_ollama(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The discard port: nothing listens there.
+    monkeypatch.setenv("OLLAMA_HOST", "http://user:password@127.0.0.1:9")

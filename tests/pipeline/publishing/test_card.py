@@ -36,7 +36,7 @@ def test_an_adapters_card_names_base_licence_data_and_training(workspace: Worksp
 
 
 def test_an_exports_card_shows_transformers_ollama_and_llama_cpp(workspace: Workspace, export: Row) -> None:
-    text = card.build(workspace, export, REPO)
+    text = card.build(workspace, export, REPO, ["merged_16bit", "gguf:q8_0"])
     front = front_matter(text)
     assert (front["library_name"], front["base_model_relation"]) == ("transformers", "finetune")
     assert "gguf" in front["tags"]
@@ -46,10 +46,102 @@ def test_an_exports_card_shows_transformers_ollama_and_llama_cpp(workspace: Work
 
 
 def test_an_export_of_only_gguf_is_a_quantized_model(workspace: Workspace, export: Row, rewrite: Rewrite) -> None:
-    ggufs = [file for file in export["document"]["files"] if file["output"].startswith("gguf:")]
-    text = card.build(workspace, rewrite(export, files=ggufs), REPO)
-    assert front_matter(text)["base_model_relation"] == "quantized"
+    text = card.build(workspace, export, REPO, ["gguf:q8_0"])
+    front = front_matter(text)
+    assert (front["library_name"], front["base_model_relation"]) == ("gguf", "quantized")
+    assert front["quantized_by"] == "tester"
     assert "```python" not in text
+
+
+def test_a_4bit_model_says_what_it_needs(workspace: Workspace, export: Row) -> None:
+    text = card.build(workspace, export, REPO, ["merged_4bit"])
+    front = front_matter(text)
+    assert (front["library_name"], front["base_model_relation"]) == ("transformers", "quantized")
+    assert {"bitsandbytes", "4-bit"} <= set(front["tags"])
+    assert "needs bitsandbytes" in text
+    assert "subfolder" not in text
+
+
+def test_what_lies_in_a_folder_is_loaded_from_it(workspace: Workspace, export: Row) -> None:
+    text = card.build(workspace, export, REPO, ["lora", "merged_16bit", "merged_4bit"])
+    assert front_matter(text)["library_name"] == "transformers"
+    assert f'AutoModelForCausalLM.from_pretrained("{REPO}", dtype' in text
+    assert f'AutoModelForCausalLM.from_pretrained("{REPO}", subfolder="4bit", dtype' in text
+    assert f'PeftModel.from_pretrained(base, "{REPO}", subfolder="lora")' in text
+
+
+def test_an_adapter_as_gguf_says_how_it_is_laid_over_a_base(
+    workspace: Workspace, export: Row, rewrite: Rewrite
+) -> None:
+    file = {"output": "lora_gguf", "path": "/x/tuny-lora.gguf", "bytes": 1}
+    text = card.build(workspace, rewrite(export, files=[file]), REPO, ["lora_gguf"])
+    front = front_matter(text)
+    assert (front["library_name"], front["base_model_relation"]) == ("gguf", "adapter")
+    assert "llama-server -m BASE.gguf --lora tuny-lora.gguf" in text
+    assert "ADAPTER tuny-lora.gguf" in text
+    assert "ollama run" not in text
+
+
+PARITY = {
+    "passed": True,
+    "failures": [],
+    "reference": {"dtype": "bfloat16", "device": "cuda", "eval_loss": 1.23456, "scored_tokens": 970},
+    "noise_floor": {"kl": 1.3e-4, "top1": 0.996},
+    "merge": {"kl": 2e-6, "top1": 1.0, "passed": True},
+    "outputs": {
+        "gguf:q8_0": {
+            "bytes": 9, "passed": True, "kl": 5.8e-4, "top1": 0.993, "eval_loss": 1.235,
+            "greedy_equal": 9, "greedy_of": 10,
+        },
+        "gguf:q4_k_m": {
+            "bytes": 5, "passed": False, "kl": 0.031, "top1": 0.929, "eval_loss": 1.3, "greedy_equal": None,
+            "greedy_of": None,
+        },
+    },
+    "recommendation": {"output": "gguf:q4_k_m", "why": "the smallest whose loss rises by less than 1 %"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def measured(export: Row, rewrite: Rewrite) -> Row:
+    files = [
+        {"output": output, "path": f"/x/tuny-{output[5:]}.gguf", "bytes": size}
+        for output, size in (("gguf:q8_0", 9_100_000), ("gguf:q4_k_m", 5_000_000))
+    ]
+    return rewrite(export, files=files, parity=PARITY)
+
+
+def test_the_parity_of_each_published_quantization_stands_in_a_table(workspace: Workspace, measured: Row) -> None:
+    lines = card.build(workspace, measured, REPO, ["gguf:q8_0", "gguf:q4_k_m"]).splitlines()
+    assert "| noise floor of bf16 | | 0.00013 | 0.996 | | | |" in lines
+    assert "| gguf:q8_0 | 9.1 MB | 0.00058 | 0.993 | 1.235 | 9 of 10 | passed |" in lines
+    assert "| gguf:q4_k_m | 5.0 MB | 0.031 | 0.929 | 1.3 | – | **failed** |" in lines
+    assert "Recommended: `gguf:q4_k_m`: the smallest whose loss rises by less than 1 %" in lines
+    # The recommended one is what the commands fetch.
+    assert f"ollama run hf.co/{REPO}:Q4_K_M" in lines
+    assert "llama-cli -m tuny-q4_k_m.gguf -cnv" in lines
+
+
+def test_nothing_is_said_of_what_is_not_published(workspace: Workspace, measured: Row) -> None:
+    text = card.build(workspace, measured, REPO, ["gguf:q8_0"])
+    assert "q4_k_m" not in text.lower()
+    assert f"ollama run hf.co/{REPO}:Q8_0" in text
+    assert "## Parity" not in card.build(workspace, measured, REPO, [])
+
+
+def test_a_combined_export_names_every_adapter_and_its_data(
+    workspace: Workspace, adapter: Row, export: Row, rewrite: Rewrite, dataset: Row
+) -> None:
+    store = workspace.store
+    store.add_artifact("ds-manners-0002", "dataset", "manners", dataset["document"], parents=[])
+    document = {**adapter["document"], "dataset_id": "ds-manners-0002"}
+    store.add_artifact("ad-manners-0002", "adapter", "manners", document, parents=["ds-manners-0002"])
+    combined = rewrite(export, combine_with={"ad-manners-0002": 0.5}, combination="linear")
+    text = card.build(workspace, combined, REPO, ["merged_16bit"])
+    assert "2 LoRA adapters, combined and merged" in text
+    assert "Dataset `identity`" in text
+    assert "Dataset `manners`" in text
+    assert "| combined with | ad-manners-0002 × 0.5 |" in text.splitlines()
 
 
 def test_a_local_base_is_named_without_its_folder_and_without_a_guessed_licence(
@@ -101,6 +193,7 @@ def test_no_training_row_and_no_local_path_stands_in_a_card(
         ("text/event-stream and 1/2", "text/event-stream and 1/2"),
         ("key hf_abcdefghijklmnopqrstuvwx.", "key [removed]."),
         ("sk-abcdefghijklmnopqrstuvwx", "[removed]"),
+        ("hf_oauth_eyJhbGciOiJFZERTQSJ9.eyJzY29wZSI6WyJvcGVuaWQ.c2lnbmF0dXJl-_x", "[removed]"),
         (0.5, 0.5),
         ({"a": ["/srv/models/x", None, True]}, {"a": ["x", None, True]}),
     ],

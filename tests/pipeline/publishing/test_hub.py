@@ -1,4 +1,7 @@
-"""Publishing to the Hub: the real client over real HTTP to a stand-in that keeps what was committed."""
+"""Publishing to the Hub: the real client over real HTTP to a stand-in that keeps what was committed.
+
+How contents get there, and what a kill leaves, is tested in `test_upload.py`.
+"""
 
 import hashlib
 import json
@@ -12,7 +15,7 @@ from standins.hub_server import HubStandIn, Repository
 
 from tunewright.pipeline import jobs, worker
 from tunewright.pipeline.context import JobContext
-from tunewright.pipeline.errors import Cancelled, Conflict, InvalidInput, NotFound, Unavailable
+from tunewright.pipeline.errors import Cancelled, Conflict, InvalidInput, Unavailable
 from tunewright.pipeline.publishing import hub
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -26,8 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, secret: str) -> Iterator[HubStandIn]:
-    # The stand-in does not speak Xet; the client reads the switch once, at its import.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", secret)
     with HubStandIn(token=secret) as stand_in:
         monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
@@ -103,38 +104,7 @@ def test_a_chat_template_inside_a_config_is_not_rewritten(server: HubStandIn, su
     assert uploaded == {"chat_template": template, "name_or_path": "Qwen"}
 
 
-def test_an_export_lies_where_transformers_and_llama_cpp_look_for_it(
-    server: HubStandIn, submit: Submit, export: Row
-) -> None:
-    publish(submit, export)
-    folder, files = Path(export["document"]["path"]), server.repositories[REPO].files
-    assert files["model.safetensors"] == (folder / "merged" / "model.safetensors").read_bytes()
-    assert json.loads(files["config.json"]) == json.loads((folder / "merged" / "config.json").read_text("utf-8"))
-    assert files["identity-q8_0.gguf"] == (folder / "identity-q8_0.gguf").read_bytes()
-    assert "lora/adapter_model.safetensors" in files
-    assert json.loads(files["provenance.json"])["arguments"]["epochs"] == 3.0
-    # It quotes the data.
-    assert "parity.json" not in files
-
-
-def test_the_staging_folder_is_gone_afterwards_and_the_weights_were_links(
-    workspace: Workspace, server: HubStandIn, submit: Submit, adapter: Row, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = Path(adapter["document"]["path"]) / "adapter_model.safetensors"
-    context = submit("publish_hub", artifact_id=adapter["id"], repo_id=REPO)
-    links: list[int] = []
-    tell = context.progress
-
-    def look(phase: str, *numbers: float) -> None:
-        if phase == "uploading":
-            links.append(weights.stat().st_nlink)
-        tell(phase, *numbers)
-
-    monkeypatch.setattr(context, "progress", look)
-    hub.run(context)
-    assert links == [2]
-    assert weights.stat().st_nlink == 1
-    assert list(context.folder.iterdir()) == []
+# Repositories that exist
 
 
 def test_a_public_repository_is_made_only_when_asked_for(server: HubStandIn, submit: Submit, adapter: Row) -> None:
@@ -155,6 +125,52 @@ def test_a_repository_that_holds_files_is_kept_unless_overwritten(
     publish(submit, adapter, overwrite=True)
     assert "model-00001-of-00002.safetensors" not in held.files
     assert {".gitattributes", "adapter_model.safetensors"} <= set(held.files)
+    # The old went as the new came.
+    assert len(held.commits) == 1
+
+
+def test_what_somebody_pushes_during_the_upload_is_not_undone(
+    server: HubStandIn, submit: Submit, adapter: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = server.repositories[REPO] = Repository(private=True)
+    held.files["model.safetensors"] = b"theirs"
+    context = submit("publish_hub", artifact_id=adapter["id"], repo_id=REPO, overwrite=True)
+    tell = context.progress
+
+    def push_meanwhile(phase: str, *numbers: float) -> None:
+        if phase == "committing":
+            held.files["new.safetensors"] = b"pushed meanwhile"
+            held.commits.append("theirs")
+        tell(phase, *numbers)
+
+    monkeypatch.setattr(context, "progress", push_meanwhile)
+    with pytest.raises(Conflict, match="repo_changed"):
+        hub.run(context)
+    assert held.commits == ["theirs"]
+    assert {"model.safetensors", "new.safetensors"} <= set(held.files)
+
+
+def test_a_repository_that_is_already_just_this_gets_no_second_commit(
+    workspace: Workspace, server: HubStandIn, submit: Submit, adapter: Row
+) -> None:
+    first = publish(submit, adapter)
+    server.received_bytes = 0
+    second = publish(submit, adapter)
+    assert (second["commit"], server.received_bytes) == (first["commit"], 0)
+    assert len(server.repositories[REPO].commits) == 1
+    assert len(publications(workspace)) == 2
+
+
+def test_one_changed_byte_makes_it_another_repository(server: HubStandIn, submit: Submit, adapter: Row) -> None:
+    publish(submit, adapter)
+    weights = Path(adapter["document"]["path"]) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(Conflict, match="repo_exists"):
+        publish(submit, adapter)
+    publish(submit, adapter, overwrite=True)
+    repository = server.repositories[REPO]
+    assert repository.files["adapter_model.safetensors"][-1:] == b"x"
+    assert len(repository.commits) == 2
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -179,6 +195,20 @@ def test_an_upload_that_was_refused_can_simply_be_run_again(
     server.refuse_lfs = None
     publish(submit, adapter)
     assert "adapter_model.safetensors" in server.repositories[REPO].files
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(403, "Private repository storage limit reached, please upgrade your plan"), (507, "Insufficient storage")],
+)
+def test_a_hub_without_room_says_so_and_not_that_the_login_is_wrong(
+    server: HubStandIn, submit: Submit, adapter: Row, status: int, words: str
+) -> None:
+    server.refuse_write = (status, words)
+    with pytest.raises(Unavailable, match="hub_storage_full") as caught:
+        publish(submit, adapter)
+    assert words in caught.value.what
+    assert "auth login" not in str(caught.value)
 
 
 def test_a_refused_commit_is_reported_with_its_status(server: HubStandIn, submit: Submit, adapter: Row) -> None:
@@ -241,18 +271,18 @@ def test_a_cancel_before_the_start_makes_no_repository(
     assert server.repositories == {}
 
 
-def test_a_cancel_before_the_upload_uploads_nothing(
+def test_a_cancel_before_the_commit_leaves_the_repository_empty(
     workspace: Workspace, server: HubStandIn, submit: Submit, adapter: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = submit("publish_hub", artifact_id=adapter["id"], repo_id=REPO)
     tell = context.progress
 
-    def cancel_when_uploading(phase: str, *numbers: float) -> None:
+    def cancel_when_asked(phase: str, *numbers: float) -> None:
         tell(phase, *numbers)
-        if phase == "uploading":
+        if phase == "asking the Hub":
             workspace.store.execute("UPDATE jobs SET cancel='keep' WHERE id=?", context.job_id)
 
-    monkeypatch.setattr(context, "progress", cancel_when_uploading)
+    monkeypatch.setattr(context, "progress", cancel_when_asked)
     with pytest.raises(Cancelled):
         hub.run(context)
     assert server.repositories[REPO].commits == []
@@ -322,9 +352,3 @@ def test_a_repository_name_that_the_hub_would_refuse_is_refused_before(
 def test_an_artifact_of_another_kind_is_refused(workspace: Workspace, dataset: Row) -> None:
     with pytest.raises(InvalidInput, match="wrong_kind"):
         hub.prepare(workspace, dataset["id"], REPO)
-
-
-def test_an_export_whose_gguf_is_gone_is_refused_by_its_name(workspace: Workspace, export: Row) -> None:
-    (Path(export["document"]["path"]) / "identity-q8_0.gguf").unlink()
-    with pytest.raises(NotFound, match=r"identity-q8_0\.gguf"):
-        hub.prepare(workspace, export["id"], REPO)
