@@ -35,7 +35,7 @@ async def main(home: str | None, model: str, data: str, max_steps: int) -> None:
         started = await call(client, "merge_and_export", adapter_id=adapters[0], outputs=["merged_16bit", "gguf:q8_0"])
         export = (await follow(client, started["job_id"]))["result"]
         sizes = {file["output"]: file["bytes"] for file in export["files"]}
-        report("export", wall_s=round(time.monotonic() - began, 1), bytes=sizes, parity=list(export["parity"]))
+        report("export", wall_s=round(time.monotonic() - began, 1), bytes=sizes, parity=export["parity"]["outputs"])
 
 
 async def train(client: Any, dataset_id: str, model: str, max_steps: int, load_in_4bit: bool) -> str:

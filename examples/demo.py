@@ -204,6 +204,14 @@ async def _export(client: Client, adapter_id: str) -> Answer:
     result = status["result"]
     for file in result["files"]:
         console.print(f"   {file['output']:14} {file['bytes'] / 1e6:8.1f} MB  {escape(file['path'])}", soft_wrap=True)
+    parity = result["parity"]
+    for output, found in parity["outputs"].items():
+        console.print(
+            f"   {output} beside the trained model: KL {found['kl']:.1e} (rounding to bfloat16 alone: "
+            f"{parity['noise_floor']['kl']:.1e}), {found['top1']:.1%} of the next tokens, {found['greedy_equal']} of "
+            f"{found['greedy_of']} answers word for word."
+        )
+    console.print(*(f"   [red]{escape(failure)}[/]" for failure in parity["failures"]), sep="\n")
     return result
 
 

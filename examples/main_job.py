@@ -39,7 +39,7 @@ async def main(source: str, model: str, max_steps: int = 60) -> None:
 
         exporting = await call(client, "merge_and_export", adapter_id=adapter_id, outputs=["lora", "gguf:q8_0"])
         export = await follow(client, exporting["job_id"])
-        show("merge_and_export", export["result"], "export_id", "files")
+        show("merge_and_export", export["result"], "export_id", "files", "parity")
 
 
 if __name__ == "__main__":

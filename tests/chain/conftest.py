@@ -14,6 +14,8 @@ import pytest
 from tunewright.examples.session import call, connect, follow
 from tunewright.pipeline import toy
 from tunewright.pipeline.chat import protocol
+from tunewright.pipeline.exporting import toolchain
+from tunewright.pipeline.exporting.outputs import OUTPUTS
 from tunewright.pipeline.settings import Home
 from tunewright.pipeline.workspace import Workspace
 
@@ -67,7 +69,13 @@ def home(toy_workspace: Workspace) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def chain(trained_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+def quantizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama.cpp's quantizer, built once per machine (about five minutes) where it has none: no job's time is that."""
+    return toolchain.provide_quantizer(tmp_path_factory.mktemp("toolchain") / "log")
+
+
+@pytest.fixture(scope="session")
+def chain(quantizer: Path, trained_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
             patch.setenv(name, value)
@@ -89,7 +97,6 @@ async def _run(home: str, data: Path) -> dict[str, Any]:
         )  # fmt: skip
         answers |= {"dataset": dataset, "started": started, "training": await follow(client, started["job_id"])}
         adapter_id = answers["training"]["result"]["adapter_id"]
-        outputs = ["lora", "merged_16bit", "gguf:f16", "gguf:bf16", "gguf:q8_0"]
-        exporting = await call(client, "merge_and_export", adapter_id=adapter_id, outputs=outputs)
+        exporting = await call(client, "merge_and_export", adapter_id=adapter_id, outputs=list(OUTPUTS))
         answers["export"] = (await follow(client, exporting["job_id"]))["result"]
     return answers

@@ -10,6 +10,8 @@ from standins.hub_server import HubStandIn
 from standins.ollama_server import OllamaStandIn
 
 from tunewright.examples.session import ToolFailed, call, connect, follow
+from tunewright.pipeline.exporting.outputs import OUTPUTS, is_gguf
+from tunewright.pipeline.exporting.parity.cases import ANSWER_TOKENS
 from tunewright.pipeline.exporting.runtime import LlamaRuntime
 from tunewright.pipeline.settings import ollama_host
 from tunewright.pipeline.workspace import Workspace
@@ -82,7 +84,16 @@ async def test_a_queued_job_makes_the_chat_host_leave(chain: Chain) -> None:
         assert (await follow(client, exporting["job_id"]))["state"] == "succeeded"
 
 
-@pytest.mark.parametrize("output", ["gguf:f16", "gguf:bf16", "gguf:q8_0"])
+def test_every_output_is_made_and_holds_its_parity(chain: Chain) -> None:
+    export = chain.answers["export"]
+    assert [file["output"] for file in export["files"]] == list(OUTPUTS)
+    parity = export["parity"]
+    assert parity["passed"], parity["failures"]
+    assert set(parity["outputs"]) == {output for output in OUTPUTS if is_gguf(output)}
+    assert parity["recommendation"]["output"] in parity["outputs"]
+
+
+@pytest.mark.parametrize("output", ["gguf:f16", "gguf:bf16", "gguf:q8_0", "gguf:q4_k_m"])
 def test_every_gguf_answers_in_llama_cpp_as_the_adapter_does(chain: Chain, output: str, tmp_path: Path) -> None:
     files = {file["output"]: Path(file["path"]) for file in chain.answers["export"]["files"]}
     with LlamaRuntime(files[output], log=tmp_path / "llama.log") as runtime:
@@ -103,6 +114,7 @@ async def test_the_export_is_published_to_ollama_with_the_bytes_that_were_made(
                 "publish_to_ollama",
                 export_id=export["export_id"],
                 model_name="shop",
+                output="gguf:q8_0",
                 system="You are the shop.",
             )
             with pytest.raises(ToolFailed, match="model_exists"):
@@ -113,20 +125,25 @@ async def test_the_export_is_published_to_ollama_with_the_bytes_that_were_made(
 
 
 @pytest.mark.usefixtures("real_ollama")
-async def test_a_real_ollama_answers_greedily_as_the_adapter_does(chain: Chain) -> None:
+async def test_a_real_ollama_answers_greedily_as_the_trained_model_does(chain: Chain) -> None:
     name = "tunewright-test-shop"
+    parity = json.loads(
+        (Path(chain.home, "exports", chain.answers["export"]["export_id"], "parity.json")).read_text("utf-8")
+    )
+    expected = list(zip(parity["cases"]["asked"], parity["reference"]["answers"], strict=True))
+    assert len(expected) == 10
     async with connect(chain.home) as client:
         published = await call(
             client, "publish_to_ollama", export_id=chain.answers["export"]["export_id"], model_name=name,
-            parameters={"temperature": 0}, overwrite=True,
+            output="gguf:f16", parameters={"temperature": 0, "num_predict": ANSWER_TOKENS}, overwrite=True,
         )  # fmt: skip
     assert published["state"] == "succeeded", published
     server = ollama.Client(ollama_host())
     try:
-        for question, answer in ANSWERS.items():
+        for messages, answer in expected:
             for think in (None, False):
-                said = server.chat(name, [{"role": "user", "content": question}], think=think)
-                assert (said.message.content or "").strip() == answer
+                said = server.chat(name, messages, think=think)
+                assert (said.message.content or "").strip() == answer.strip()
     finally:
         server.delete(name)
 
