@@ -178,6 +178,8 @@ def _has_progressed(workspace: Workspace, row: Row) -> bool:
 
 def start_point(workspace: Workspace, row: Row) -> str:
     """From where the job goes on when it is started again, to be put behind a verb: `from the checkpoint of step 8`."""
+    if row["kind"] == "export":
+        return "from the beginning"
     if row["kind"] != "finetune":
         return "with what it had finished"
     checkpoint = checkpoints.last(folder(workspace, row["id"]))

@@ -16,12 +16,21 @@ from tunewright.pipeline.workspace import Workspace
 
 REPOSITORY = Path(__file__).parents[1]
 CALLERS_OLLAMA_HOST = os.environ.get("OLLAMA_HOST")
+CORES = os.cpu_count() or 1
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 TOY_TIMEOUT_S = 600
 PYTHON_TIMEOUT_S = 120
 POLL_S = 0.02
 
 Eventually = Callable[..., None]
 RunPython = Callable[..., str]
+
+
+def pytest_configure() -> None:
+    """A worker of xdist, and whatever it starts, computes on its share of the cores."""
+    if WORKERS > 1:
+        # PyTorch reads it when it is imported: with as many threads as cores in each worker they wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +58,13 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
 
 
 @pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that every worker of xdist sees: for what is too dear to be made in each of them."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if WORKERS > 1 else own
+
+
+@pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy's tokenizer, template and config, without weights: made in a moment."""
     return toy.prepare(Home.open(tmp_path_factory.mktemp("toy")))
@@ -56,7 +72,10 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_toy() -> Path:
-    """The toy's folder with weights. Trained once per clone (about a minute) and kept under `.cache/`."""
+    """The toy's folder with weights. Trained once per clone (about a minute) and kept under `.cache/`.
+
+    On all cores, as the other workers of xdist wait for it too: a lock in `weights.ensure` lets one of them train.
+    """
     home = Home.open(REPOSITORY / ".cache" / "test-home")
     if not toy.is_trained(home):
         code = (
@@ -64,7 +83,9 @@ def trained_toy() -> Path:
             "weights.ensure(Home.open(sys.argv[1]), lambda done, total: None)"
         )
         command = [sys.executable, "-P", "-c", code, str(home.root)]
-        subprocess.run(command, check=True, timeout=TOY_TIMEOUT_S, stdout=subprocess.DEVNULL)
+        # Threads that spin while they wait would take the cores from whatever else runs: five times as long was seen.
+        environment = os.environ | {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"}
+        subprocess.run(command, check=True, timeout=TOY_TIMEOUT_S, stdout=subprocess.DEVNULL, env=environment)
     return toy.folder(home)
 
 

@@ -35,7 +35,7 @@ def merge_and_export(
         dict[str, float] | None,
         Field(max_length=8, description="More adapters of the same base: id to weight; adapter_scale is the first's."),
     ] = None,
-    combination: Annotated[Combination, Field(description="PEFT's method for combine_with.")] = "linear",
+    combination: Annotated[Combination | None, Field(description="PEFT's method; default cat.")] = None,
     verify: Annotated[
         bool, Field(description="Compare each with the trained model: prompts, tokens, stop, KL, answers.")
     ] = True,

@@ -53,21 +53,28 @@ async def _ollama_plan(
     )  # fmt: skip
 
 
-def _push_question(plan: Plan) -> str:
-    return f"Push {plan['model_name']} to its registry, where others can read it?"
+def _ollama_question(plan: Plan) -> str:
+    """What the user must know before a push, or before a model goes out although it is not what was trained."""
+    name, questions = plan["model_name"], list[str]()
+    if plan["arguments"].get("push"):
+        questions.append(f"Push {name} to its registry, where others can read it?")
+    if plan["forced"]:
+        questions.append(f"Publish {name} although {'; '.join(plan['forced'])}?")
+    return " ".join(questions)
 
 
-async def _may_push(
-    ctx: AppContext, plan: Annotated[Plan, Resolve(_ollama_plan)], push: bool, dry_run: bool, confirm: bool
+async def _may_go_to_ollama(
+    ctx: AppContext, plan: Annotated[Plan, Resolve(_ollama_plan)], dry_run: bool, confirm: bool
 ) -> Agreement | Elicit[Agreement]:
+    question = _ollama_question(plan)
     retry = call("publish_to_ollama", **plan["arguments"], confirm=True)
-    return agreement.ask(ctx, _push_question(plan), confirmed=confirm or dry_run or not push, retry=retry)
+    return agreement.ask(ctx, question, confirmed=confirm or dry_run or not question, retry=retry)
 
 
 async def publish_to_ollama(
     ctx: AppContext,
     plan: Annotated[Plan, Resolve(_ollama_plan)],
-    agreed: Annotated[agreement.Answer, Resolve(_may_push)],
+    agreed: Annotated[agreement.Answer, Resolve(_may_go_to_ollama)],
     export_id: Annotated[str, Field(description="From merge_and_export; holds a GGUF.")],
     model_name: ModelName,
     output: Annotated[str | None, Field(description="Which, e.g. gguf:q4_k_m; default: the recommended one.")] = None,
@@ -92,10 +99,11 @@ async def publish_to_ollama(
         "system": system, "parameters": parameters, "push": push, "overwrite": overwrite, "force": force,
     }  # fmt: skip
     if dry_run:
-        why = "Do it, once the user agrees." if push else "Do it."
-        again = step("publish_to_ollama", why, **plan["arguments"], **({"confirm": True} if push else {}))
+        asks = bool(_ollama_question(plan))
+        why = "Do it, once the user agrees." if asks else "Do it."
+        again = step("publish_to_ollama", why, **plan["arguments"], **({"confirm": True} if asks else {}))
         return Published(state="dry run", plan=plan, next_steps=[again])
-    agreement.require(agreed, _push_question(plan))
+    agreement.require(agreed, _ollama_question(plan))
     return await _publish(ctx, workspace_of(ctx), "publish_ollama", model_name, spec)
 
 

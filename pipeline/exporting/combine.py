@@ -20,13 +20,12 @@ from torch import nn
 from tunewright.pipeline import files
 from tunewright.pipeline.errors import InvalidInput
 from tunewright.pipeline.exporting import base_weights, lora, merge, shards
+from tunewright.pipeline.exporting.outputs import ONE_RANK
 
 # peft, and transformers with it, take seconds to import: only an export that combines waits for them.
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-# Those that add matrices of one rank.
-ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 METHODS = ("cat", "svd", *ONE_RANK, "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
 # The share of values that is kept, by how a method's name begins. TIES keeps the largest fifth (Yadav et al. 2023);
 # DARE drops values at random and scales up the rest (Yu et al. 2024), magnitude_prune drops the smallest: half is mild.

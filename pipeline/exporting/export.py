@@ -71,6 +71,7 @@ def run(context: JobContext) -> dict[str, Any]:
         with files.new_folder(final, owner=context.job_id) as folder:
             files.write_json(folder / DOCUMENT, _make(context, adapter, folder, final))
             context.check_cancelled()
+    context.progress("exported", len(spec["outputs"]), len(spec["outputs"]))
     document = files.read_json(final / DOCUMENT)
     if not store.rows("SELECT id FROM artifacts WHERE id=?", final.name):
         parents = [adapter["id"], *spec["combine_with"]]
@@ -254,7 +255,8 @@ def _convert(
 
 def _copy_adapter(source: Path, target: Path, adapter_scale: float) -> None:
     """The adapter as it is; a scale other than 1 goes into its alpha, where everyone who loads it reads it."""
-    shutil.copytree(source, target)
+    # PEFT's own card is an empty form with a path of this machine.
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("README.md"))
     if adapter_scale != 1.0:
         config = files.read_json(target / "adapter_config.json")
         config["lora_alpha"] *= adapter_scale

@@ -19,6 +19,8 @@ BITS_PER_WEIGHT = {
 GGUF_TYPES = tuple(BITS_PER_WEIGHT)
 # What llama.cpp's converter writes by itself; everything else needs its quantizer.
 DIRECT = ("f16", "bf16", "q8_0")
+# The ways to combine adapters (PEFT's names) that add matrices of one rank.
+ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 OUTPUTS = (LORA, LORA_GGUF, MERGED, MERGED_4BIT, *(GGUF + name for name in GGUF_TYPES))
 
 

@@ -12,6 +12,7 @@ from tunewright.pipeline.exporting.outputs import LORA, LORA_GGUF, MERGED, MERGE
 from tunewright.pipeline.publishing import licences, lineage, usage
 from tunewright.pipeline.publishing.redact import public
 from tunewright.pipeline.store import Row
+from tunewright.pipeline.training import request
 from tunewright.pipeline.workspace import Workspace
 
 # A failure of the parity quotes what it compared, in quotation marks as Python sets them: it can be a row of the data.
@@ -45,7 +46,10 @@ def build(
 
 
 def _training(adapter: Row) -> dict[str, Any]:
-    return adapter["document"].get("training", {})
+    """The arguments as they were in the end, without those that its method does not read."""
+    document = adapter["document"]
+    others = {name for name, methods in request.READ_BY.items() if document.get("method", "sft") not in methods}
+    return {name: value for name, value in document.get("training", {}).items() if name not in others}
 
 
 def _front_matter(

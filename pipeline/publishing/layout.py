@@ -92,6 +92,8 @@ def _export_files(workspace: Workspace, artifact: Row, outputs: Sequence[str]) -
             prefix = "lora/" if output == LORA_GGUF and len(outputs) > 1 else ""
             found[prefix + path.name] = path
             lost += [] if path.is_file() else [path.name]
+            if path.is_file() and path.stat().st_size != entry["bytes"]:
+                raise lineage.file_changed(artifact, path, output)
     provenance = lineage.file_of(workspace, artifact, PROVENANCE)
     return (found | {PROVENANCE: provenance} if provenance else found), lost
 

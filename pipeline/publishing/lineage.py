@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunewright.pipeline.errors import NotFound, call
+from tunewright.pipeline.errors import Conflict, NotFound, call
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
@@ -79,3 +79,13 @@ def tokenizer_folder(workspace: Workspace, artifact: Row) -> Path:
             next=call("list_artifacts", kind="adapter"),
         )
     return file.parent
+
+
+def file_changed(export: Row, path: Path, output: str) -> Conflict:
+    """The error for a file of an export that is not the one that was made and measured."""
+    return Conflict(
+        "file_changed",
+        f"{path.name} is not the file that {export['id']} was made with.",
+        allowed="Files of an export are not to be edited.",
+        next=export_call(export, [output]),
+    )

@@ -78,6 +78,7 @@ def prepare(
         "server": {"url": _shown_host(), "version": version},
         "name_taken": taken,
         "steps": _steps(plan),
+        "forced": plan.forced,
         "warnings": warnings,
     }
 
@@ -255,7 +256,7 @@ def _upload(context: JobContext, client: "OllamaClient", plan: Plan) -> None:
         if client.has_blob(plan.digest):
             context.event("info", "blob_present", f"The server has {plan.gguf.name} already; nothing was uploaded.")
         elif not client.upload(plan.gguf, plan.digest, sent):
-            raise ollama_plan.file_changed(plan.export, plan.gguf, plan.source)
+            raise lineage.file_changed(plan.export, plan.gguf, plan.source)
     context.progress(phase, size, size)
 
 

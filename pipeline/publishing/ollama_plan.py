@@ -130,15 +130,6 @@ def require_quantizing(plan: Plan, version: str) -> None:
         )
 
 
-def file_changed(export: Row, path: Path, output: str) -> Conflict:
-    return Conflict(
-        "file_changed",
-        f"{path.name} is not the file that {export['id']} was made with.",
-        allowed="Files of an export are not to be edited.",
-        next=lineage.export_call(export, [output]),
-    )
-
-
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
@@ -198,7 +189,7 @@ def _digest(export: Row, entry: Mapping[str, Any]) -> str:
     """The blob's digest: the export's own record where the file still has the recorded size, else computed."""
     path = Path(entry["path"])
     if path.stat().st_size != entry["bytes"]:
-        raise file_changed(export, path, entry["output"])
+        raise lineage.file_changed(export, path, entry["output"])
     if recorded := entry.get("sha256"):
         return f"sha256:{recorded}"
     with path.open("rb") as file:

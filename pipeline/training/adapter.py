@@ -84,6 +84,8 @@ def _remove_leftovers(context: JobContext) -> None:
 def _save_lora(run: Run, model: Any, folder: Path) -> None:
     # Embeddings are saved where they were trained; peft's own guess asks the Hub for the base's vocabulary.
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    # PEFT's own card is an empty form with a path of this machine; publishing writes a real one.
+    (folder / "README.md").unlink(missing_ok=True)
     config = files.read_json(folder / "adapter_config.json")
     config["base_model_name_or_path"] = run.base.name if run.base.kind == "hub" else run.base.loadable
     if config["modules_to_save"]:

@@ -9,6 +9,7 @@ from tunewright.examples import main_job
 from tunewright.pipeline.workspace import Workspace
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+STEPS = 5
 
 pytestmark = pytest.mark.anyio
 
@@ -20,11 +21,14 @@ async def test_the_main_job_succeeds_on_real_data(
     if not (SHARED / name).is_file():
         pytest.skip("a clone without the shared data")
     monkeypatch.setenv("TUNEWRIGHT_HOME", home)
-    await main_job.main(str(SHARED / name), "toy", max_steps=10)
+    await main_job.main(str(SHARED / name), "toy", max_steps=STEPS)
     printed = capsys.readouterr().out
     store = Workspace.open(home).store
     assert {row["state"] for row in store.rows("SELECT state FROM jobs")} == {"succeeded"}
     assert len(store.artifacts("adapter")) == len(store.artifacts("export")) == 1
-    metrics = store.metrics(store.rows("SELECT id FROM jobs WHERE kind='finetune'")[0]["id"], "train")
-    assert metrics[-1]["numbers"]["loss"] < metrics[0]["numbers"]["loss"]
+    job_id = store.rows("SELECT id FROM jobs WHERE kind='finetune'")[0]["id"]
+    assert [row["step"] for row in store.metrics(job_id, "train")] == list(range(1, STEPS + 1))
+    # On the same rows each time; a training step's loss is of other rows than the one before.
+    held_out = [row["numbers"]["loss"] for row in store.metrics(job_id, "eval")]
+    assert len(held_out) > 1 and held_out == sorted(held_out, reverse=True) and held_out[-1] < held_out[0]
     assert json.dumps("gguf:q8_0") in printed

@@ -176,6 +176,8 @@ async def test_what_failed_its_parity_is_published_only_by_force(
         which = {"export_id" if "ollama" in tool else "artifact_id": export["id"]}
         text = await refused(tool, **which, **name, dry_run=True)
         assert text.startswith("parity_failed: ") and "another prompt" in text
+        unconfirmed = await refused(tool, **which, **name, force=True)
+        assert unconfirmed.startswith("not_confirmed: ")
         answer = await call(tool, **which, **name, dry_run=True, force=True)
         assert any("another prompt" in warning for warning in answer["plan"]["warnings"])
         assert answer["next_steps"][0]["arguments"]["force"] is True

@@ -124,7 +124,7 @@ async def test_what_a_machine_without_a_gpu_cannot_do_is_refused(refused: Refuse
 
 async def test_an_id_of_another_kind_is_refused(refused: Refused, dataset_id: str, adapter: Row) -> None:
     text = await refused("start_finetune", dataset_id=adapter["id"], model="toy")
-    assert text.startswith(f"wrong_kind: {adapter['id']} is a")
+    assert text.startswith(f"wrong_kind: {adapter['id']} is of kind ")
     assert 'Next: list_artifacts(kind="dataset").' in text
 
 

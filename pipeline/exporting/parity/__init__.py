@@ -78,6 +78,7 @@ def summary(document: dict[str, Any]) -> dict[str, Any]:
             for output, found in document["outputs"].items()
         },
         "recommendation": document["recommendation"],
+        "notes": document["notes"],
     }
 
 
@@ -121,12 +122,13 @@ def _document(
     """`merge_failures` are of the merged model; those of the outputs stand in them."""
     failures = [f"{MERGE}: {failure}" for failure in merge_failures]
     failures += [f"{output}: {failure}" for output, found in outputs.items() for failure in found["failures"]]
-    recommended = judge.recommend(outputs, reference.loss) if reference and not merge_failures else None
+    scored = len(cases.targets)
+    recommended = judge.recommend(outputs, reference.loss, scored) if reference and not merge_failures else None
     return {
         "passed": not failures,
         "failures": failures,
         "cases": {"dataset_id": cases.dataset_id, "split": cases.split, "asked": cases.asked},
-        "reference": _as_json(reference, len(cases.targets)),
+        "reference": _as_json(reference, scored),
         "merge": _merge(reference, passed=not merge_failures),
         "outputs": outputs,
         "recommendation": recommended,
@@ -143,7 +145,9 @@ def _as_json(reference: "Reference | None", scored_tokens: int) -> dict[str, Any
         "scored_tokens": scored_tokens,
         "answers": [answer.text for answer in given] if given else None,
         "answers_dtype": reference.answers.dtype if reference else None,
-        "noise_floor": {"kl": _number(reference.noise.kl), "top1": reference.noise.top1} if reference else None,
+        "noise_floor": {"kl": _number(reference.noise.kl), "top1": _number(reference.noise.top1)}
+        if reference
+        else None,
     }
 
 
@@ -153,12 +157,12 @@ def _merge(reference: "Reference | None", *, passed: bool) -> dict[str, Any] | N
         return None
     return {
         "kl": _number(check.distance.kl),
-        "top1": check.distance.top1,
+        "top1": _number(check.distance.top1),
         "max_logit_difference": _number(check.max_logit_difference),
         "passed": passed,
     }
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
+    """To five digits: more are no knowledge. JSON has no NaN."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None

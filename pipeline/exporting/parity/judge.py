@@ -44,6 +44,8 @@ MARGINS, LEAST_MARGIN = 4, 0.05
 LOSS_ALLOWED, LOSS_ERRORS = 1.0, 4
 # In the table Q4_K_M is within, Q4_0 is not; nats of evaluation loss are about the same share of perplexity.
 RECOMMENDED_KL, RECOMMENDED_LOSS = 0.05, 0.05
+# On fewer scored tokens a mean over them does not tell the smaller files apart.
+ENOUGH_TOKENS = 100
 
 
 @dataclass(frozen=True)
@@ -171,11 +173,18 @@ def _lead(tokens: Sequence[int], expected: "Answer", cases: Cases) -> float:
     return step[expected.tokens[at]] - step.get(tokens[at], min(step.values()))
 
 
-def recommend(outputs: Mapping[str, Mapping[str, Any]], eval_loss: float) -> dict[str, str] | None:
-    """The smallest file that passed and costs hardly any quality, with the reason; else the closest; None of none."""
+def recommend(outputs: Mapping[str, Mapping[str, Any]], eval_loss: float, scored_tokens: int) -> dict[str, str] | None:
+    """The smallest file that passed and costs hardly any quality, with the reason; else the closest; None of none.
+
+    On little data only among those of 8 and 16 bits, where there is one.
+    """
     passed = sorted((name for name in outputs if outputs[name]["passed"]), key=lambda name: outputs[name]["bytes"])
     if not passed:
         return None
+    exact = [name for name in passed if gguf_type(name) in DIRECT]
+    if scored_tokens < ENOUGH_TOKENS and exact:
+        why = f"The data has {scored_tokens} tokens to score, too few to judge files of fewer bits by: "
+        return {"output": exact[0], "why": f"{why}{_figures(outputs[exact[0]], eval_loss)}."}
     bound = f"mean KL {RECOMMENDED_KL:g} and {RECOMMENDED_LOSS:g} nats of evaluation loss from the 16-bit model"
     for name in passed:
         found = outputs[name]
@@ -187,4 +196,6 @@ def recommend(outputs: Mapping[str, Mapping[str, Any]], eval_loss: float) -> dic
 
 
 def _figures(found: Mapping[str, Any], eval_loss: float) -> str:
-    return f"KL {found['kl']:.2g}, loss {found['eval_loss']:.3f} against {eval_loss:.3f}, {found['bytes'] / 1e9:.2f} GB"
+    return (
+        f"KL {found['kl']:.2g}, loss {found['eval_loss']:.3f} against {eval_loss:.3f}, {found['bytes'] / 1e6:,.1f} MB"
+    )

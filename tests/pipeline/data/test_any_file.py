@@ -105,11 +105,11 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @contextmanager
-def place(home: Path, suffix: str, content: bytes) -> Iterator[tuple[Workspace, Path]]:
-    with tempfile.TemporaryDirectory(dir=home) as folder:
+def written(workspace: Workspace, suffix: str, content: bytes) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=workspace.home.root.parent) as folder:
         file = Path(folder) / f"rows{suffix}"
         file.write_bytes(content)
-        yield Workspace.open(home / "home"), file
+        yield file
 
 
 def assert_agreed(error: TunewrightError) -> None:
@@ -125,14 +125,14 @@ QUIET = settings(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("any")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace.open(tmp_path_factory.mktemp("any") / "home")
 
 
 @settings(QUIET, max_examples=CASES - WHOLE)
 @given(case=files())
-def test_any_file_is_staged_or_refused(home: Path, case: tuple[str, bytes]) -> None:
-    with place(home, *case) as (workspace, file):
+def test_any_file_is_staged_or_refused(workspace: Workspace, case: tuple[str, bytes]) -> None:
+    with written(workspace, *case) as file:
         try:
             sources = resolve(str(file), "train", workspace)
             staged = staging.stage(
@@ -149,8 +149,8 @@ def test_any_file_is_staged_or_refused(home: Path, case: tuple[str, bytes]) -> N
 
 @settings(QUIET, max_examples=WHOLE)
 @given(case=files())
-def test_any_file_becomes_a_whole_dataset_or_nothing(home: Path, case: tuple[str, bytes]) -> None:
-    with place(home, *case) as (workspace, file):
+def test_any_file_becomes_a_whole_dataset_or_nothing(workspace: Workspace, case: tuple[str, bytes]) -> None:
+    with written(workspace, *case) as file:
         before = set(workspace.home.datasets.iterdir())
         try:
             dataset = prepare(workspace, str(file))

@@ -159,10 +159,10 @@ def test_a_pack_of_a_thousand_terms_takes_a_fraction_of_a_millisecond_a_text() -
     ]
     large = terms.Terms(entries, "en")
     text = " ".join(chance.choices(words, k=20) + ["other"] * 120)
-    begun = time.perf_counter()
+    begun = time.thread_time()
     changes = [sum(large.apply(text)[1].values()) for _ in range(20)]
     # 0.3 ms a text where it was measured; tried one by one, 3,000 names take 20 ms.
-    assert time.perf_counter() - begun < 20 * 0.01
+    assert time.thread_time() - begun < 20 * 0.01
     assert changes[0] > 0
 
 

@@ -247,7 +247,7 @@ def test_combined_adapters_are_exported_as_one(
     result = export.run(tiny.start(workspace, spec))
     assert result["parity"]["passed"], result["parity"]["failures"]
     row = workspace.store.artifact(result["export_id"], "export")
-    assert row["parents"] == [rows[0]["id"], rows[1]["id"]] and row["document"]["combination"] == "linear"
+    assert row["parents"] == [rows[0]["id"], rows[1]["id"]] and row["document"]["combination"] == "cat"
 
 
 @pytest.mark.parametrize("phase", ["merging", "converting"])

@@ -68,6 +68,29 @@ def other(workspace: Workspace, tiny: Any, row: Row, tmp_path: Path) -> Row:
     return tiny.add_adapter(workspace, tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("written", ["q8_0", "GGUF:Q8_0", "gguf:q8-0"])
+def test_the_output_that_was_meant_stands_in_the_next_call(written: str, workspace: Workspace, row: Row) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        request.check(workspace, row["id"], [written, "lora"])
+    assert 'outputs=["gguf:q8_0", "lora"]' in caught.value.next
+
+
+def test_adapters_of_two_ranks_are_refused_by_methods_of_one_rank(
+    workspace: Workspace, tiny: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    rows = [tiny.add_adapter(workspace, tmp_path, tmp_path, training={"lora_rank": rank}) for rank in (8, 16)]
+    with pytest.raises(InvalidInput, match="one rank") as caught:
+        request.check(workspace, rows[0]["id"], ["lora"], combine_with={rows[1]["id"]: 1}, combination="ties")
+    assert 'combination="svd"' in caught.value.next
+    assert request.check(workspace, rows[0]["id"], ["lora"], combine_with={rows[1]["id"]: 1})["combination"] == "cat"
+
+
+def test_a_combination_without_adapters_is_refused(workspace: Workspace, row: Row) -> None:
+    with pytest.raises(InvalidInput, match="nothing_to_combine"):
+        request.check(workspace, row["id"], ["lora"], combination="ties")
+
+
 def test_adapters_are_combined_by_id_prefix_with_their_weights(workspace: Workspace, row: Row, other: Row) -> None:
     spec = request.check(
         workspace, row["id"], ["merged_16bit"], adapter_scale=0.7, combine_with={other["id"][:-1]: 0.3},

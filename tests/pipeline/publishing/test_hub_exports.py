@@ -41,7 +41,7 @@ def entry(export: Row, output: str, name: str) -> dict[str, Any]:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(output.encode())
-    return {"output": output, "path": str(path), "bytes": 1}
+    return {"output": output, "path": str(path), "bytes": len(output)}
 
 
 @pytest.fixture

@@ -27,11 +27,11 @@ def publish(submit: Submit, export: Row, **spec: Any) -> dict[str, Any]:
     return ollama.run(submit("publish_ollama", export_id=export["id"], model_name="tuny", **spec))
 
 
-def no_quantizer(workspace: Workspace) -> None:
+def no_quantizer() -> None:
     """This machine's own must not decide."""
 
 
-def a_quantizer(workspace: Workspace) -> Path:
+def a_quantizer() -> Path:
     return Path("llama-quantize")
 
 

@@ -125,12 +125,23 @@ def test_the_smallest_file_that_costs_hardly_anything_is_recommended() -> None:
         "gguf:q4_0": output(0.07, 2.03, 46), "gguf:q4_k_s": output(0.04, 2.2, 47),
         "gguf:q5_k_m": output(0.001, 2.0, 40, passed=False),
     }  # fmt: skip
-    found = judge.recommend(outputs, 2.0)
+    found = judge.recommend(outputs, 2.0, 256)
     assert found is not None and found["output"] == "gguf:q4_k_m" and "KL 0.03" in found["why"]
 
 
 def test_where_all_cost_something_the_closest_is_named_as_that() -> None:
     outputs = {"gguf:q4_0": output(0.07, 2.1, 46), "gguf:q3_k_m": output(0.1, 2.2, 40)}
-    found = judge.recommend(outputs, 2.0)
+    found = judge.recommend(outputs, 2.0, 256)
     assert found is not None and found["output"] == "gguf:q4_0" and found["why"].startswith("No file is within")
-    assert judge.recommend({"gguf:q4_0": output(0.0, 2.0, 4, passed=False)}, 2.0) is None
+    assert judge.recommend({"gguf:q4_0": output(0.0, 2.0, 4, passed=False)}, 2.0, 256) is None
+
+
+def test_on_little_data_nothing_below_eight_bits_is_recommended() -> None:
+    outputs = {
+        "gguf:f16": output(1e-6, 2.0, 160),
+        "gguf:q8_0": output(1e-4, 2.0, 85),
+        "gguf:q3_k_m": output(0.001, 2.0, 40),
+    }
+    found = judge.recommend(outputs, 2.0, 52)
+    assert found is not None and found["output"] == "gguf:q8_0" and "52 tokens" in found["why"]
+    assert judge.recommend({"gguf:q3_k_m": outputs["gguf:q3_k_m"]}, 2.0, 52) is not None
