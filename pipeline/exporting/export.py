@@ -85,11 +85,10 @@ def run(context: JobContext) -> dict[str, Any]:
 
 def _remove_abandoned(context: JobContext) -> None:
     """What killed runs left: of this job, and of jobs that will not go on. They can be as large as the model."""
-    store = context.workspace.store
+    exporting = context.workspace.store.rows("SELECT id, state FROM jobs WHERE kind='export'")
+    others = [row["id"] for row in exporting if row["state"] in jobs.ACTIVE and row["id"] != context.job_id]
     for left in context.workspace.home.exports.glob(f"{files.PARTIAL}job-*"):
-        owner = left.name.removeprefix(files.PARTIAL).partition("-ex-")[0]
-        found = store.rows("SELECT state FROM jobs WHERE id=?", owner)
-        if owner == context.job_id or not found or found[0]["state"] not in jobs.ACTIVE:
+        if not any(left.name.startswith(f"{files.PARTIAL}{owner}-") for owner in others):
             shutil.rmtree(left, ignore_errors=True)
 
 
