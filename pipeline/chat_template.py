@@ -131,6 +131,11 @@ class ChatTemplate:
         return {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
 
     @property
+    def control_tokens(self) -> list[str]:
+        """The texts of `special_ids`, in the order of their ids."""
+        return [text for i in sorted(self.special_ids) if (text := self.tokenizer.id_to_token(i))]
+
+    @property
     def has_thinking_switch(self) -> bool:
         return "enable_thinking" in self.source
 

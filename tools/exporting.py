@@ -1,20 +1,15 @@
 """merge_and_export."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from tunewright.pipeline import jobs
 from tunewright.pipeline.exporting import request
+from tunewright.pipeline.exporting.outputs import Combination
 from tunewright.tools.framework import AppContext, TunewrightServer, workspace_of
 from tunewright.tools.training import JobState, follow
-
-# PEFT's names (add_weighted_adapter).
-Combination = Literal[
-    "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
-    "magnitude_prune", "magnitude_prune_svd",
-]  # fmt: skip
 
 
 def merge_and_export(

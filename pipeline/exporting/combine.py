@@ -11,7 +11,7 @@ were trained for.
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,13 +20,13 @@ from torch import nn
 from tunewright.pipeline import files
 from tunewright.pipeline.errors import InvalidInput
 from tunewright.pipeline.exporting import base_weights, lora, merge, shards
-from tunewright.pipeline.exporting.outputs import ONE_RANK
+from tunewright.pipeline.exporting.outputs import ONE_RANK, Combination
 
 # peft, and transformers with it, take seconds to import: only an export that combines waits for them.
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-METHODS = ("cat", "svd", *ONE_RANK, "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd")
+METHODS: tuple[str, ...] = get_args(Combination)
 # The share of values that is kept, by how a method's name begins. TIES keeps the largest fifth (Yadav et al. 2023);
 # DARE drops values at random and scales up the rest (Yu et al. 2024), magnitude_prune drops the smallest: half is mild.
 DENSITY = {"ties": 0.2, "dare": 0.5, "magnitude_prune": 0.5}

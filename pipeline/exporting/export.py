@@ -35,6 +35,7 @@ from tunewright.pipeline.exporting.outputs import (
     MERGED,
     MERGED_4BIT,
     gguf_type,
+    is_adapter,
     is_gguf,
 )
 from tunewright.pipeline.ids import id_within, slug
@@ -99,7 +100,7 @@ def _make(context: JobContext, adapter: Row, folder: Path, final: Path) -> dict[
         parts = _gather(context, adapter, Path(temporary))
         written = _write_adapters(context, parts, folder)
         measured: dict[str, Any] = {}
-        if parts.base is not None:
+        if parts.base is not None and not all(map(is_adapter, spec["outputs"])):
             merged = folder / "merged" if MERGED in spec["outputs"] else Path(temporary) / "merged"
             written |= _write_models(context, parts, parts.base, merged, folder, Path(temporary))
             if spec["verify"]:
@@ -137,18 +138,17 @@ def _gather(context: JobContext, adapter: Row, temporary: Path) -> Parts:
         # One conversion is faster than several, but worth no building.
         program = toolchain.find_quantizer()
     source, scale = Path(adapter["document"]["path"]), spec["adapter_scale"]
-    needed = files.size_bytes(source) * sum(output in (LORA, LORA_GGUF) for output in outputs)
+    needed = files.size_bytes(source) * sum(map(is_adapter, outputs))
     if any(output != LORA for output in outputs) or spec["combine_with"]:
         context.progress("finding the base's weights")
         base = base_weights.locate(workspace, adapter)
-    if base is not None and any(output not in (LORA, LORA_GGUF) for output in outputs):
+    if base is not None and not all(map(is_adapter, outputs)):
         needed += _model_bytes(merge.merged_bytes(base), outputs, types, intermediate=program is not None)
     files.require_space(workspace.home.exports, needed, f"The export ({', '.join(outputs)})")
     context.check_cancelled()
     if base is not None and spec["combine_with"]:
         source, scale = _combined(context, adapter, base, temporary), 1.0
-    only_adapters = all(output in (LORA, LORA_GGUF) for output in outputs)
-    return Parts(adapter, source, scale, None if only_adapters else base, converter, program)
+    return Parts(adapter, source, scale, base, converter, program)
 
 
 def _model_bytes(merged: int, outputs: Sequence[str], types: Sequence[str], *, intermediate: bool) -> int:
@@ -180,12 +180,12 @@ def _write_adapters(context: JobContext, parts: Parts, folder: Path) -> dict[str
     if LORA in context.spec["outputs"]:
         written[LORA] = folder / "lora"
         _copy_adapter(parts.source, written[LORA], parts.scale)
-    if LORA_GGUF in context.spec["outputs"] and parts.converter is not None:
+    if LORA_GGUF in context.spec["outputs"] and parts.converter is not None and parts.base is not None:
         context.progress("converting the adapter")
         written[LORA_GGUF] = folder / f"{slug(context.spec['name'], 64)}-lora.gguf"
         lora_gguf.convert(
-            parts.converter, parts.source, base_weights.locate(context.workspace, parts.adapter), written[LORA_GGUF],
-            adapter_scale=parts.scale, log=context.folder / "converter.log", check_cancelled=context.check_cancelled,
+            parts.converter, parts.source, parts.base, written[LORA_GGUF], adapter_scale=parts.scale,
+            log=context.folder / "converter.log", check_cancelled=context.check_cancelled,
         )  # fmt: skip
     return written
 
@@ -254,8 +254,7 @@ def _convert(
 
 def _copy_adapter(source: Path, target: Path, adapter_scale: float) -> None:
     """The adapter as it is; a scale other than 1 goes into its alpha, where everyone who loads it reads it."""
-    # PEFT's own card is an empty form with a path of this machine.
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("README.md"))
+    shutil.copytree(source, target)
     if adapter_scale != 1.0:
         config = files.read_json(target / "adapter_config.json")
         config["lora_alpha"] *= adapter_scale

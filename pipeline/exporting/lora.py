@@ -72,7 +72,7 @@ class LowRank:
         magnitude = None if self.magnitude is None else shards.rows(self.magnitude).to(device, torch.float32)
         for first, last in ranges:
             base = shards.rows(weight, first, last, buffers=buffers).to(device)
-            base = _in_4_bits(base) if self.on_4_bits else base
+            base = in_4_bits(base) if self.on_4_bits else base
             left, right = (b, a[:, first:last]) if self.transposed else (b[first:last], a)
             if device == "cpu":
                 base = buffers.get("base", base.shape, torch.float32).copy_(base)
@@ -158,7 +158,7 @@ def _all_equal(tensors: list[Stored]) -> bool:
     return len(tensors) > 1 and all(shards.equal(tensors[0], other) for other in tensors[1:])
 
 
-def _in_4_bits(weight: torch.Tensor) -> torch.Tensor:
+def in_4_bits(weight: torch.Tensor) -> torch.Tensor:
     """`weight` as a 4-bit base has it: NF4 in blocks of 64 with quantized scales, from 16 bits."""
     # bitsandbytes: what quantized the base in training.
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit

@@ -1,5 +1,7 @@
 """The forms in which a trained model can leave: their names, and how large each is. Light."""
 
+from typing import Literal
+
 LORA, LORA_GGUF = "lora", "lora_gguf"
 MERGED, MERGED_4BIT = "merged_16bit", "merged_4bit"
 GGUF = "gguf:"
@@ -19,9 +21,19 @@ BITS_PER_WEIGHT = {
 GGUF_TYPES = tuple(BITS_PER_WEIGHT)
 # What llama.cpp's converter writes by itself; everything else needs its quantizer.
 DIRECT = ("f16", "bf16", "q8_0")
-# The ways to combine adapters (PEFT's names) that add matrices of one rank.
+# The ways to combine adapters, by PEFT's names (add_weighted_adapter); the second group adds matrices of one rank.
+Combination = Literal[
+    "cat", "svd",
+    "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune",
+    "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd",
+]  # fmt: skip
 ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 OUTPUTS = (LORA, LORA_GGUF, MERGED, MERGED_4BIT, *(GGUF + name for name in GGUF_TYPES))
+
+
+def is_adapter(output: str) -> bool:
+    """Whether it is the adapter by itself, which needs no merge."""
+    return output in (LORA, LORA_GGUF)
 
 
 def is_gguf(output: str) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from tunewright.pipeline.chat_template import Message
+from tunewright.pipeline.exporting.parity.texts import first_difference
 from tunewright.pipeline.publishing.modelfile import Modelfile
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Interview:
             self.ties += 1
         else:
             way = "" if think is None else f" with think={str(think).lower()}"
-            at = _first_difference(expected, got)
+            at = first_difference(expected, got)
             ending = "" if ends_as_recorded else ", and does not end there"
             self.differences.append(
                 f"asked {_question(case)}{way} it answers {got[:SHOWN]!r} instead of {expected[:SHOWN]!r} "
@@ -169,11 +170,6 @@ class Interview:
 def said(text: str) -> str:
     """What was said, thoughts first: without think tags, and without the space at the edges that servers trim."""
     return "\n".join(part for piece in THINK.split(text) if (part := piece.strip()))
-
-
-def _first_difference(one: str, other: str) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _question(case: Case) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.pipeline import files
 from tunewright.pipeline.chat_template import ChatTemplate, Message
 from tunewright.pipeline.data import splits
+from tunewright.pipeline.exporting.parity.texts import first_difference
 from tunewright.pipeline.publishing import lineage, ollama_answers
 from tunewright.pipeline.publishing.modelfile import Modelfile
 from tunewright.pipeline.publishing.ollama_answers import Case, Interview
@@ -37,7 +38,7 @@ def check(
     """
     thinking = plan.export["document"].get("enable_thinking", False)
     template = ChatTemplate(lineage.tokenizer_folder(workspace, plan.export), enable_thinking=thinking)
-    control = [text for i in sorted(template.special_ids) if (text := template.tokenizer.id_to_token(i))]
+    control = template.control_tokens
     lost = _lost_parameters(client.show(model).parameters or "", plan.modelfile)
     cases = cases_of(workspace, plan, template)
     # Trained without thinking, the model must get the same prompt whether a request says so or says nothing.
@@ -137,7 +138,7 @@ def _difference(expected: str, rendered: str, control_tokens: list[str]) -> str:
     missing = expected.removesuffix(rendered)
     if rendered == expected or (missing != expected and missing in control_tokens):
         return ""
-    same = next((i for i, (a, b) in enumerate(zip(expected, rendered, strict=False)) if a != b), len(rendered))
+    same = first_difference(expected, rendered)
     start = max(same - 20, 0)
     return f"{rendered[start : start + 80]!r} instead of {expected[start : start + 80]!r} (character {same})"
 

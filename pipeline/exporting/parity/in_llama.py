@@ -80,8 +80,8 @@ def _measure(
 
 def _compare_texts(runtime: LlamaRuntime, cases: Cases) -> tuple[dict[str, Any], list[str]]:
     template = cases.template
-    control = [text for i in sorted(template.special_ids) if (text := template.tokenizer.id_to_token(i))]
-    compared = [*texts.CORPUS, "".join(f"a{token}b {token}\n" for token in control), *texts.vocabulary(template)]
+    control = "".join(f"a{token}b {token}\n" for token in template.control_tokens)
+    compared = [*texts.CORPUS, control, *texts.vocabulary(template)]
     failures = [
         difference
         for text in compared
@@ -101,7 +101,7 @@ def _difference(what: str, text: str, expected: Sequence[int], seen: Sequence[in
     """How the token ids of a text differ; None where they do not."""
     if seen == expected:
         return None
-    at = _first_difference(expected, seen)
+    at = texts.first_difference(expected, seen)
     if len(seen) > len(expected) and seen[len(seen) - len(expected) :] == expected:
         return f"{what} {quoted(text)} gets the tokens {seen[: len(seen) - len(expected)]} in front (a doubled BOS)"
     return (
@@ -126,9 +126,9 @@ def _compare_prompts(runtime: LlamaRuntime, cases: Cases) -> tuple[dict[str, Any
         # llama.cpp takes the BOS out of the text where it adds it to the ids, so only these say what the model gets.
         expected, seen = cases.template.ids(prompt.text), runtime.tokenize(rendered)
         without = prompt.text.removesuffix(rendered)
-        is_bos = without in _control_tokens(cases) and seen == expected
+        is_bos = without in cases.template.control_tokens and seen == expected
         if rendered != prompt.text and not is_bos:
-            at = _first_difference(prompt.text, rendered)
+            at = texts.first_difference(prompt.text, rendered)
             start = max(0, at - SHOWN // 2)
             failures.append(
                 f"it makes the prompt {quoted(rendered[start:])} where training made {quoted(prompt.text[start:])} "
@@ -143,16 +143,6 @@ def _asked(enable_thinking: bool | None) -> str:
     if enable_thinking is None:
         return "asked for without a word on thinking"
     return f"asked for with enable_thinking={str(enable_thinking).lower()}"
-
-
-def _control_tokens(cases: Cases) -> set[str]:
-    ids = cases.template.special_ids
-    return {text for i in ids if (text := cases.template.tokenizer.id_to_token(i))}
-
-
-def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _wrong_ends(runtime: LlamaRuntime, cases: Cases) -> Iterator[str]:

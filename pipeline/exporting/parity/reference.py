@@ -25,6 +25,7 @@ from safetensors import safe_open
 
 from tunewright.pipeline import files, host
 from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.exporting import lora
 from tunewright.pipeline.exporting.parity import distance
 from tunewright.pipeline.exporting.parity.cases import ANSWER_TOKENS, Cases
 from tunewright.pipeline.exporting.parity.distance import Distance, Logprobs
@@ -228,15 +229,10 @@ def _with_adapter(model: Any, source: Path, adapter_scale: float, offload: Path,
 @torch.no_grad()
 def _quantize_adapted(model: Any) -> None:
     """A LoftQ adapter was trained on the 4-bit weights (training/loftq.py): the adapted layers get those."""
-    # bitsandbytes: what quantized the base in training. Not needed otherwise, and slow to import.
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             base: Any = layer.get_base_layer()
-            half = base.weight.to(torch.bfloat16)
-            packed, state = quantize_4bit(half, blocksize=64, compress_statistics=True, quant_type="nf4")
-            base.weight.copy_(dequantize_4bit(packed, state))
+            base.weight.copy_(lora.in_4_bits(base.weight))
 
 
 def _is_plain(source: Path) -> bool:

@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tokenizers import decoders
 
@@ -89,6 +90,12 @@ QUESTIONS = (
 _PLAIN = {"Lu", "Ll", "Lt", "Lo", "Nd", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So"}
 _LIKE_CONTROL = re.compile(r"<.+>|\[[A-Z_]+\]")
 _TOKENS_PER_TEXT = 2000
+
+
+def first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The first place at which two texts or lists differ; the length of the shorter where it is the other's start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def vocabulary(template: ChatTemplate) -> Iterator[str]:

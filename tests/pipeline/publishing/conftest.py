@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from standins.hub_server import HubStandIn
 from standins.ollama_server import OllamaStandIn
 
 from tunewright.pipeline import toy
@@ -183,6 +184,32 @@ def remeasure(export: Row) -> Callable[..., None]:
         (Path(export["document"]["path"]) / "parity.json").write_text(json.dumps(document), encoding="utf-8")
 
     return rewritten
+
+
+@pytest.fixture
+def hub_server(monkeypatch: pytest.MonkeyPatch, secret: str) -> Iterator[HubStandIn]:
+    monkeypatch.setenv("HF_TOKEN", secret)
+    with HubStandIn(token=secret) as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+        yield stand_in
+        stand_in.released.set()
+
+
+@pytest.fixture
+def cancel_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[JobContext, str], None]:
+    """`cancel_at(context, phase)`: the job is cancelled as soon as it says that it has come to `phase`."""
+
+    def cancel(context: JobContext, when: str) -> None:
+        tell = context.progress
+
+        def told(phase: str, *numbers: float) -> None:
+            tell(phase, *numbers)
+            if phase == when:
+                context.workspace.store.execute("UPDATE jobs SET cancel='keep' WHERE id=?", context.job_id)
+
+        monkeypatch.setattr(context, "progress", told)
+
+    return cancel
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ How contents get there, and what a kill leaves, is tested in `test_upload.py`.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, secret: str) -> Iterator[HubStandIn]:
-    monkeypatch.setenv("HF_TOKEN", secret)
-    with HubStandIn(token=secret) as stand_in:
-        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
-        yield stand_in
+def server(hub_server: HubStandIn) -> HubStandIn:
+    return hub_server
 
 
 @pytest.fixture
@@ -272,17 +269,10 @@ def test_a_cancel_before_the_start_makes_no_repository(
 
 
 def test_a_cancel_before_the_commit_leaves_the_repository_empty(
-    workspace: Workspace, server: HubStandIn, submit: Submit, adapter: Row, monkeypatch: pytest.MonkeyPatch
+    server: HubStandIn, submit: Submit, adapter: Row, cancel_at: Callable[[JobContext, str], None]
 ) -> None:
     context = submit("publish_hub", artifact_id=adapter["id"], repo_id=REPO)
-    tell = context.progress
-
-    def cancel_when_asked(phase: str, *numbers: float) -> None:
-        tell(phase, *numbers)
-        if phase == "asking the Hub":
-            workspace.store.execute("UPDATE jobs SET cancel='keep' WHERE id=?", context.job_id)
-
-    monkeypatch.setattr(context, "progress", cancel_when_asked)
+    cancel_at(context, "asking the Hub")
     with pytest.raises(Cancelled):
         hub.run(context)
     assert server.repositories[REPO].commits == []

@@ -1,7 +1,7 @@
 """Publishing an export: what lies where in its repository, which of its outputs go, and what its parity lets out."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,8 @@ FAILURE = "gguf:q8_0: it makes the prompt 'row-marker, it\\'s me' where training
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, secret: str) -> Iterator[HubStandIn]:
-    monkeypatch.setenv("HF_TOKEN", secret)
-    with HubStandIn(token=secret) as stand_in:
-        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
-        yield stand_in
+def server(hub_server: HubStandIn) -> HubStandIn:
+    return hub_server
 
 
 def publish(submit: Submit, artifact: Row, **spec: Any) -> dict[str, Any]:

@@ -35,12 +35,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, secret: str) -> Iterator[HubStandIn]:
-    monkeypatch.setenv("HF_TOKEN", secret)
-    with HubStandIn(token=secret) as stand_in:
-        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
-        yield stand_in
-        stand_in.released.set()
+def server(hub_server: HubStandIn) -> HubStandIn:
+    return hub_server
 
 
 @pytest.fixture
@@ -230,26 +226,19 @@ def test_by_xet_a_killed_upload_goes_on_without_sending_its_chunks_again(
 
 
 def test_by_xet_a_cancel_stops_the_upload_and_commits_nothing(
-    workspace: Workspace,
     server: HubStandIn,
     submit: Submit,
     adapter: Row,
     large: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    cancel_at: Callable[[JobContext, str], None],
 ) -> None:
     # Where Xet's client keeps its log.
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     server.xet = tmp_path
     context = job(submit, adapter)
-    tell = context.progress
-
-    def cancel_once_sending(phase: str, *numbers: float) -> None:
-        tell(phase, *numbers)
-        if phase == "uploading":
-            workspace.store.execute("UPDATE jobs SET cancel='keep' WHERE id=?", context.job_id)
-
-    monkeypatch.setattr(context, "progress", cancel_once_sending)
+    cancel_at(context, "uploading")
     with pytest.raises(Cancelled):
         hub.run(context)
     assert server.repositories[REPO].commits == []
