@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from tunewright.pipeline import gpu, models, processes
+from tunewright.pipeline import processes
 from tunewright.pipeline.chat import protocol
 from tunewright.pipeline.chat_template import ChatTemplate, Message
-from tunewright.pipeline.errors import Cancelled, Conflict, InvalidInput, NotFound, TunewrightError, Unavailable, call
+from tunewright.pipeline.errors import Cancelled, Conflict, InvalidInput, TunewrightError, Unavailable, call
+from tunewright.pipeline.inference import subject
 from tunewright.pipeline.workspace import Workspace
 
 HOST_MODULE = "tunewright.pipeline.chat.host"
@@ -29,43 +31,23 @@ def prepare(
     compare_with_base: bool, max_new_tokens: int, sampling: dict[str, float | None], seed: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The request to the host: ids and names resolved, sampling defaults filled in. Raises InvalidInput, NotFound."""
-    if (adapter_id is None) == (model is None):
-        raise InvalidInput(
-            "adapter_or_model", f"adapter_id={adapter_id!r} and model={model!r} were given.",
-            allowed="Give adapter_id for a tuned model, or model for a base model alone.",
-            next=call("list_artifacts", kind="adapter"),
-        )  # fmt: skip
-    adapter = workspace.store.artifact(adapter_id, "adapter") if adapter_id else None
-    document = adapter["document"] if adapter else {}
-    base = models.resolve(workspace, document.get("base_model") or str(model))
-    if base.kind == "toy" and base.folder and not (base.folder / "model.safetensors").exists():
-        raise NotFound(
-            "toy_not_made", "The toy model's weights are made by the first fine-tune of it.",
-            next='start_finetune(dataset_id="…", model="toy")',
-        )  # fmt: skip
-    tokenizer_folder = Path(document["path"]) if adapter else models.tokenizer_folder(workspace, base.name)
-    defaults = protocol.sampling_defaults(base.folder or tokenizer_folder, thinking=thinking)
-    context = int(base.config.get("max_position_embeddings") or 4096)
+    found = subject.resolve(workspace, adapter_id=adapter_id, model=model)
+    tokenizer_folder = Path(found.tokenizer_folder)
+    # An adapter's folder has its tokenizer, but not the settings of its base, which may be on the Hub alone.
+    settings = Path(found.base) if Path(found.base).is_dir() else tokenizer_folder
+    defaults = subject.sampling_defaults(settings, thinking=thinking)
     template = ChatTemplate(tokenizer_folder, enable_thinking=thinking)
     prompt_tokens = len(template.ids(template.render(messages, add_generation_prompt=True)))
-    if prompt_tokens + max_new_tokens > context:
+    if prompt_tokens + max_new_tokens > found.context_tokens:
         raise InvalidInput(
             "prompt_too_long",
             f"The prompt has {prompt_tokens} tokens; with max_new_tokens={max_new_tokens} that is more than the "
-            f"{context} that {base.name} reads.",
-            allowed=f"Together at most {context}: shorten the messages or lower max_new_tokens.",
+            f"{found.context_tokens} that {found.name} reads.",
+            allowed=f"Together at most {found.context_tokens}: shorten the messages or lower max_new_tokens.",
             done="No answer was made.",
         )  # fmt: skip
-    four_bit = document["training"]["load_in_4bit"] if adapter else bool(gpu.indexes())
     return {
-        # A model that was trained as a whole takes its base's place; an adapter stands beside it.
-        "loadable": base.loadable,
-        "whole_model": document["path"] if document.get("form") == "full" else None,
-        "tokenizer_folder": str(tokenizer_folder),
-        "load_in_4bit": four_bit,
-        "context_tokens": min(context, max(8192, document.get("max_seq_length", 0))),
-        "adapter_id": adapter["id"] if adapter else None,
-        "adapter_path": document.get("path"),
+        "subject": asdict(found),
         "messages": messages,
         "thinking": thinking,
         "compare_with_base": compare_with_base,
@@ -130,7 +112,7 @@ def _start(workspace: Workspace, on_progress: OnProgress) -> protocol.Address:
             return address
         _require_free_device(workspace)
         on_progress(0, "starting the chat host")
-        alive = _start_inline(workspace) if workspace.inline else _start_process(workspace)
+        alive = _start_process(workspace)
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             address = protocol.find_host(workspace)
@@ -144,18 +126,11 @@ def _start(workspace: Workspace, on_progress: OnProgress) -> protocol.Address:
 
 
 def _start_process(workspace: Workspace) -> Callable[[], bool]:
+    """Under --inline too: answers need transformers as it is, and training rewrites it in its process."""
     arguments = ["--home", str(workspace.home.root)]
     pid = processes.start_detached(HOST_MODULE, arguments, protocol.log_file(workspace))
     started = processes.start_time(pid)
     return lambda: processes.is_alive(pid, started)
-
-
-def _start_inline(workspace: Workspace) -> Callable[[], bool]:
-    from tunewright.pipeline.chat.host import Host
-
-    thread = threading.Thread(target=Host(workspace).serve, name="chat-host", daemon=True)
-    thread.start()
-    return thread.is_alive
 
 
 def _require_free_device(workspace: Workspace) -> None:

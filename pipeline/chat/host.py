@@ -9,16 +9,26 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunewright.pipeline import lease
 from tunewright.pipeline.chat import protocol
+from tunewright.pipeline.chat.protocol import Answer
+from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.inference import answers
+from tunewright.pipeline.inference.requests import Request, Sampling
+from tunewright.pipeline.inference.subject import Subject
+from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tunewright.pipeline.inference.engine import Engine
 
 IDLE_S = 600.0
 WATCH_S = 0.5
@@ -35,7 +45,7 @@ class Host:
         self._one_at_a_time = threading.Lock()
         self._waiting = 0
         self._last_use = time.monotonic()
-        self._resident: Any = None
+        self._engine: Engine | None = None
 
     def serve(self) -> bool:
         """Takes the lease, listens, and stays until idle or unwanted. Returns False where no device was free."""
@@ -53,8 +63,8 @@ class Host:
                 self._watch()
                 protocol.address_file(self._workspace).unlink(missing_ok=True)
         finally:
-            if self._resident is not None:
-                self._resident.unload()
+            if self._engine is not None:
+                self._engine.unload()
             lock.release()
         return True
 
@@ -121,38 +131,48 @@ class Host:
 
     def _answer(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         protocol.send(connection, {"event": "progress", "tokens": 0, "phase": "loading the model"})
-        if self._resident is None:
-            from tunewright.pipeline.chat.resident import Resident
+        if self._engine is None:
+            from tunewright.pipeline.inference.engine import Engine
 
-            self._resident = Resident()
+            self._engine = Engine()
+        tuned = Subject(**request["subject"])
+        asked = {"tuned": tuned} if tuned.adapter_id else {"base": tuned}
+        if request["compare_with_base"]:
+            asked["base"] = tuned.untrained
         result: dict[str, Any] = {"tuned": None, "base": None}
-        wanted = ["tuned"] if request["adapter_id"] else ["base"]
-        if request["compare_with_base"] and request["adapter_id"]:
-            wanted.append("base")
-        for which in wanted:
-            whole = request["whole_model"] if which == "tuned" else None
-            self._resident.load(
-                whole or request["loadable"], Path(request["tokenizer_folder"]),
-                load_in_4bit=request["load_in_4bit"], context_tokens=request["context_tokens"],
-            )  # fmt: skip
-            adapter_id = request["adapter_id"] if which == "tuned" and not whole else None
-            if adapter_id:
-                self._resident.add_adapter(adapter_id, Path(request["adapter_path"]))
-            answer = self._resident.answer(
-                request["messages"], adapter_id=adapter_id,
-                thinking=request["thinking"], max_new_tokens=request["max_new_tokens"], sampling=request["sampling"],
-                seed=request["seed"], on_token=_progress(connection, which),
-            )  # fmt: skip
-            result[which] = asdict(answer)
+        for which, subject in asked.items():
+            self._engine.load(subject)
+            result[which] = asdict(_answer(self._engine, subject, request, _progress(connection, which)))
         return result
 
 
-def _progress(connection: Connection, which: str) -> Any:
-    """Reports now and then, and stops the generation once the client has gone."""
-    told = 0.0
+def _answer(
+    engine: "Engine", subject: Subject, request: dict[str, Any], on_token: Callable[[int, int], bool]
+) -> Answer:
+    template = ChatTemplate(Path(subject.tokenizer_folder), enable_thinking=request["thinking"])
+    ends = engine.ends(template)
+    [answer] = engine.generate(
+        [
+            Request(
+                template.ids(template.render(request["messages"], add_generation_prompt=True)),
+                request["max_new_tokens"], ends, Sampling(**request["sampling"]), request["seed"],
+            )
+        ],
+        adapter_id=subject.adapter_id, on_token=on_token,
+    )  # fmt: skip
+    text, thinking = answers.split(template, answer.ids)
+    tokens = len(answer.ids)
+    speed = round(tokens / answer.seconds, 1) if answer.seconds else 0.0
+    return Answer(text, thinking, tokens, speed, stopped=answer.ended == "stop")
 
-    def on_token(count: int) -> bool:
-        nonlocal told
+
+def _progress(connection: Connection, which: str) -> Callable[[int, int], bool]:
+    """Reports now and then, and stops the generation once the client has gone."""
+    told, count = 0.0, 0
+
+    def on_token(index: int, token: int) -> bool:
+        nonlocal told, count
+        count += 1
         if time.monotonic() - told > PROGRESS_EVERY_S:
             told = time.monotonic()
             try:
@@ -167,6 +187,7 @@ def _progress(connection: Connection, which: str) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tunewright-chat-host")
     parser.add_argument("--home", required=True)
+    redact.redact_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     taken = Host(Workspace.open(parser.parse_args().home)).serve()
     raise SystemExit(0 if taken else 1)

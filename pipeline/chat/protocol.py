@@ -1,4 +1,4 @@
-"""What the chat host and its clients agree on: where the host is found, the messages, and the sampling defaults.
+"""What the chat host and its clients agree on: where the host is found, and the messages.
 
 One request per connection over a loopback socket, both ends proving that they know the home's secret (the HMAC
 challenge of multiprocessing.connection); then JSON lines, never pickles: `{"event": "progress" | "result" | "error"}`.
@@ -14,14 +14,6 @@ from typing import Any
 from tunewright.pipeline import files, processes
 from tunewright.pipeline.workspace import Workspace
 
-# Sampling for models that say nothing themselves.
-FALLBACK = {"temperature": 0.7, "top_p": 0.9, "top_k": 40}
-# Qwen3's model card; greedy decoding in thinking mode loops.
-QWEN3 = {
-    False: {"temperature": 0.7, "top_p": 0.8, "top_k": 20},
-    True: {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
-}
-
 
 @dataclass(frozen=True)
 class Address:
@@ -30,6 +22,17 @@ class Address:
     port: int
     secret: bytes
     pid: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` is the answer, `thinking` what stood before it; `stopped` is False where the limit cut it off."""
+
+    text: str
+    thinking: str
+    tokens: int
+    tokens_per_s: float
+    stopped: bool
 
 
 def address_file(workspace: Workspace) -> Path:
@@ -67,14 +70,3 @@ def send(connection: Connection, message: dict[str, Any]) -> None:
 def receive(connection: Connection) -> dict[str, Any]:
     """The next message. Raises EOFError when the other side has closed."""
     return json.loads(connection.recv_bytes())
-
-
-def sampling_defaults(folder: Path, *, thinking: bool) -> dict[str, float]:
-    """Temperature, top_p and top_k that the model of `folder` asks for, by thinking mode where it has one."""
-    config = folder / "config.json"
-    model_type = files.read_json(config).get("model_type", "") if config.is_file() else ""
-    if model_type.startswith("qwen3"):
-        return dict(QWEN3[thinking])
-    generation = folder / "generation_config.json"
-    own = files.read_json(generation) if generation.is_file() else {}
-    return {key: own.get(key, value) for key, value in FALLBACK.items()}

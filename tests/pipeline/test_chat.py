@@ -128,24 +128,6 @@ def test_what_a_dead_host_left_is_not_taken_for_a_host(workspace: Workspace) -> 
     assert protocol.find_host(workspace) is None
 
 
-@pytest.mark.parametrize(
-    ("files", "thinking", "expected"),
-    [
-        ({"config.json": {"model_type": "qwen3"}}, False, (0.7, 0.8, 20)),
-        ({"config.json": {"model_type": "qwen3_moe"}}, True, (0.6, 0.95, 20)),
-        ({"generation_config.json": {"temperature": 0.1, "top_k": 5}}, False, (0.1, 0.9, 5)),
-        ({}, False, (0.7, 0.9, 40)),
-    ],
-)
-def test_sampling_is_what_the_model_asks_for(
-    tmp_path: Path, files: dict[str, Any], thinking: bool, expected: tuple[float, ...]
-) -> None:
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    defaults = protocol.sampling_defaults(tmp_path, thinking=thinking)
-    assert tuple(defaults[key] for key in ("temperature", "top_p", "top_k")) == expected
-
-
 @pytest.fixture
 def local_model(toy_folder: Path, tmp_path: Path) -> str:
     folder = tmp_path / "model"
@@ -158,42 +140,36 @@ def local_model(toy_folder: Path, tmp_path: Path) -> str:
 
 def test_a_request_fills_in_what_was_not_said_and_keeps_what_was(prepare: Prepare, local_model: str) -> None:
     request = prepare(model=local_model, sampling={"temperature": 0.0, "top_p": None}, seed=0)
-    assert request["loadable"] == request["tokenizer_folder"] == local_model
+    subject = request["subject"]
+    assert subject["base"] == subject["tokenizer_folder"] == local_model
     assert request["sampling"] == {"temperature": 0.0, "top_p": 0.8, "top_k": 20}
     assert request["seed"] == 0
-    assert request["load_in_4bit"] is False and request["adapter_id"] is None
-    assert request["context_tokens"] == 2048, "never more than the model reads"
+    assert subject["load_in_4bit"] is False and subject["adapter_id"] is None
+    assert subject["context_tokens"] == 2048, "what the model reads"
     assert prepare(model=local_model)["seed"] is not None
 
 
-def test_an_adapter_is_asked_with_its_own_base_and_tokenizer(
+def test_an_adapter_is_asked_as_it_was_trained_and_sampled_as_its_base_wants(
     workspace: Workspace, prepare: Prepare, local_model: str
 ) -> None:
     folder = workspace.home.adapters / "ad-a-0001"
     shutil.copytree(local_model, folder)
+    (folder / "config.json").unlink()
     document = {
         "path": str(folder), "base_model": local_model, "training": {"load_in_4bit": True}, "max_seq_length": 512,
     }  # fmt: skip
     workspace.store.add_artifact("ad-a-0001", "adapter", "a", document, parents=[])
-    request = prepare(adapter_id="ad-a")
-    assert (request["adapter_id"], request["adapter_path"]) == ("ad-a-0001", str(folder))
-    assert (request["loadable"], request["tokenizer_folder"]) == (local_model, str(folder))
-    assert request["load_in_4bit"] is True, "as it was trained"
+    request = prepare(adapter_id="ad-a", thinking=True)
+    subject = request["subject"]
+    assert (subject["adapter_id"], subject["adapter_path"]) == ("ad-a-0001", str(folder))
+    assert (subject["base"], subject["tokenizer_folder"]) == (local_model, str(folder))
+    assert subject["load_in_4bit"] is True
+    assert request["sampling"] == {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
 
 
-def test_a_model_trained_as_a_whole_is_asked_by_its_own_folder_and_compared_with_its_base(
-    workspace: Workspace, prepare: Prepare, local_model: str
-) -> None:
-    folder = workspace.home.adapters / "ad-a-0001"
-    shutil.copytree(local_model, folder)
-    document = {
-        "path": str(folder), "form": "full", "base_model": local_model, "training": {"load_in_4bit": False},
-        "max_seq_length": 512,
-    }  # fmt: skip
-    workspace.store.add_artifact("ad-a-0001", "adapter", "a", document, parents=[])
-    request = prepare(adapter_id="ad-a", compare_with_base=True)
-    assert (request["whole_model"], request["loadable"]) == (str(folder), local_model)
-    assert prepare(model=local_model)["whole_model"] is None
+def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers(prepare: Prepare, local_model: str) -> None:
+    with pytest.raises(InvalidInput, match=r"prompt_too_long: The prompt has \d+ tokens; .* the 2048 that"):
+        prepare(model=local_model, max_new_tokens=2048)
 
 
 @pytest.mark.parametrize("who", [{}, {"adapter_id": "ad-1", "model": "toy"}])
