@@ -1,8 +1,8 @@
 """`make demo`, `tunewright demo`: the whole chain on a terminal, through the server and nothing else.
 
-environment → dataset → fine-tune → loss curve → base and tuned side by side → merge → GGUF → the GGUF in llama.cpp →
-Ollama and Hub as dry runs. Fails unless the tuned model has learned what the dataset teaches and the base does not
-know it.
+environment → dataset → fine-tune → loss curve → base and tuned side by side → validation → merge → GGUF → the GGUF in
+llama.cpp → Ollama and Hub as dry runs. Fails unless the tuned model has learned what the dataset teaches and the base
+does not know it.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tunewright.examples.session import Answer, ToolFailed, call, connect, follow
+from tunewright.examples.session import Answer, ToolFailed, call, connect, failure, follow
 
 DATA = Path(__file__).parent / "data" / "lumen_support.jsonl"
 # The toy has four million parameters: it wants a higher rate and more passes than a real model.
@@ -28,6 +28,8 @@ TOY_TRAINING: dict[str, Any] = {"learning_rate": 3e-3, "lora_rank": 32, "epochs"
 QUESTIONS = 4
 # Of the plan's, so many are shown.
 REASONS = 5
+# Of what a validation measures, these are shown.
+MEASURES = ("loss", "exact_match", "chrf", "rouge_l")
 # Likeness of an answer to the dataset's, 0 to 1. What the toy has learned it says nearly word for word.
 LEARNED, MARGIN = 0.8, 0.3
 BARS = "▁▂▃▄▅▆▇█"
@@ -41,8 +43,11 @@ def run(home: str | None, model: str, data: str | None) -> int:
     log = Path(tempfile.gettempdir()) / "tunewright-demo.log"
     try:
         passed = asyncio.run(_chain(home, model, data or str(DATA), log))
-    except ToolFailed as error:
-        console.print(Panel(escape(str(error)), title="failed", border_style="red"))
+    except (ToolFailed, BaseExceptionGroup) as error:
+        failed = failure(error)
+        if failed is None:
+            raise
+        console.print(Panel(escape(str(failed)), title="failed", border_style="red"))
         console.print(f"The server's log: {log}")
         return 1
     console.print(f"\nThe demo took {time.monotonic() - began:.0f} s.")
@@ -61,12 +66,13 @@ async def _chain(home: str | None, model: str, data: str, log: Path) -> bool:
             title="Tunewright", border_style="cyan",
         )
     )  # fmt: skip
-    async with connect(home, log=log) as client:
+    async with connect(home, "--allow-dir", str(Path(data).absolute().parent), log=log) as client:
         place = await _environment(client)
         dataset = await _dataset(client, data, model)
         await _plan(client, dataset["dataset_id"], model)
         adapter_id = await _train(client, dataset["dataset_id"], model)
         learned, asked = await _compare(client, dataset["dataset_id"], adapter_id, strict=model == "toy")
+        await _validate(client, adapter_id)
         export = await _export(client, adapter_id)
         _ask_gguf(export, asked, log.with_name("tunewright-demo-llama.log"))
         await _dry_runs(client, export["export_id"])
@@ -194,8 +200,31 @@ def _likeness(text: str, reference: str) -> float:
     return SequenceMatcher(None, text.split(), reference.split()).ratio()
 
 
+async def _validate(client: Client, adapter_id: str) -> None:
+    _title("7. Better? By how much?", f"validate_adapter(adapter_id={adapter_id!r})")
+    started = await call(client, "validate_adapter", adapter_id=adapter_id, max_new_tokens=64)
+    with console.status("   answering") as spinner:
+        status = await follow(
+            client, started["job_id"], lambda s: spinner.update(f"   {s['phase'] or s['state']}"), wait_s=1
+        )
+    result = status["result"]
+    table = Table("measure", "base", "tuned", "tuned − base, 95 %", box=None, padding=(0, 3))
+    for name in MEASURES:
+        found = result["metrics"][name]
+        values = (f"{found[who]['value']:.3g}" for who in ("base", "tuned"))
+        table.add_row(name, *values, _interval(found["difference"]))
+    console.print(table)
+    console.print(f"   [bold]{escape(result['sentence'])}[/]")
+    for note in result["notes"]:
+        console.print(f"   [dim]{escape(note)}[/]")
+
+
+def _interval(found: dict[str, float] | None) -> str:
+    return f"{found['value']:+.3g} [dim]from {found['low']:+.3g} to {found['high']:+.3g}[/]" if found else ""
+
+
 async def _export(client: Client, adapter_id: str) -> Answer:
-    _title("7. Merge and convert", f"merge_and_export(adapter_id={adapter_id!r})")
+    _title("8. Merge and convert", f"merge_and_export(adapter_id={adapter_id!r})")
     started = await call(client, "merge_and_export", adapter_id=adapter_id, outputs=["merged_16bit", "gguf:q8_0"])
     with console.status("   merging") as spinner:
         status = await follow(
@@ -218,7 +247,7 @@ async def _export(client: Client, adapter_id: str) -> Answer:
 def _ask_gguf(export: Answer, asked: tuple[str, str], log: Path) -> None:
     from tunewright.pipeline.exporting.runtime import LlamaRuntime
 
-    _title("8. The GGUF file in llama.cpp", "the same question to the file alone")
+    _title("9. The GGUF file in llama.cpp", "the same question to the file alone")
     gguf = next(file["path"] for file in export["files"] if file["output"].startswith("gguf"))
     question, before = asked
     with LlamaRuntime(Path(gguf), log=log) as runtime:
@@ -229,7 +258,7 @@ def _ask_gguf(export: Answer, asked: tuple[str, str], log: Path) -> None:
 
 
 async def _dry_runs(client: Client, export_id: str) -> None:
-    _title("9. Publish? Dry runs only", "publish_to_ollama(dry_run=True), publish_to_hub(dry_run=True)")
+    _title("10. Publish? Dry runs only", "publish_to_ollama(dry_run=True), publish_to_hub(dry_run=True)")
     ollama = await call(client, "publish_to_ollama", export_id=export_id, model_name="lumen-support", dry_run=True)
     console.print(Panel(escape(ollama["plan"]["modelfile"].strip()), title="Modelfile", border_style="dim"))
     hub = await call(client, "publish_to_hub", artifact_id=export_id, repo_id="me/lumen-support", dry_run=True)

@@ -1,11 +1,13 @@
 """The main job on data of your own, step by step, as a script to read: `python examples/main_job.py FILE [MODEL]`.
 
-Prepares the file, plans, fine-tunes, chats, exports to GGUF, and prints what each step answered. Nothing is published.
+Prepares the file, plans, fine-tunes, chats, validates, exports to GGUF, and prints what each step answered. Nothing is
+published.
 """
 
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from tunewright.examples.session import call, connect, follow
@@ -16,7 +18,8 @@ def show(title: str, answer: dict[str, Any], *keys: str) -> None:
 
 
 async def main(source: str, model: str, max_steps: int = 60) -> None:
-    async with connect() as client:
+    # A server reads only below its working folder and what it is told.
+    async with connect(None, "--allow-dir", str(Path(source).absolute().parent)) as client:
         dataset = await call(client, "prepare_dataset", source=source, model=model)
         show("prepare_dataset", dataset, "dataset_id", "format", "train_rows", "eval_rows", "dropped", "warnings")
 
@@ -36,6 +39,9 @@ async def main(source: str, model: str, max_steps: int = 60) -> None:
             client, "chat_with_adapter", adapter_id=adapter_id, prompt="Who are you?", compare_with_base=True
         )
         show("chat_with_adapter", answer, "tuned", "base")
+
+        validating = await call(client, "validate_adapter", adapter_id=adapter_id)
+        show("validate_adapter", (await follow(client, validating["job_id"]))["result"], "sentence", "metrics")
 
         exporting = await call(client, "merge_and_export", adapter_id=adapter_id, outputs=["lora", "gguf:q8_0"])
         export = await follow(client, exporting["job_id"])

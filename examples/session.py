@@ -33,6 +33,13 @@ async def connect(home: str | None = None, *options: str, log: Path | None = Non
             yield client
 
 
+def failure(error: BaseException) -> ToolFailed | None:
+    """The ToolFailed that `error` is, or that went through the task groups of a connection; None for anything else."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, ToolFailed) else None
+
+
 async def call(client: Client, tool: str, on_progress: Callable[[str], None] | None = None, **arguments: Any) -> Answer:
     """A tool's structured answer. Raises ToolFailed."""
 

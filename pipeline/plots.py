@@ -5,10 +5,11 @@ Opaque, black on white, so that it reads the same on a light and on a dark page.
 
 import io
 import math
-from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
+from tunewright.pipeline import series
 from tunewright.pipeline.errors import NotFound, call
+from tunewright.pipeline.series import Points
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
@@ -18,14 +19,10 @@ if TYPE_CHECKING:
 
 WIDTH_IN, HEIGHT_IN, DPI = 8, 6, 110
 TRAIN, EVAL, RATE, SECOND = "tab:blue", "tab:orange", "tab:gray", "tab:green"
-# From so many points on a line is noise: it fades, and its running median lies over it, which no single spike moves.
-SMOOTHED_FROM = 40
 # More points than the panel has pixels cost seconds and show nothing.
 MAX_DRAWN = 2000
 # What the lower panel shows beside the rate: the first of these that the run has.
 SECONDS = {"reward": "reward", "margin": "margin", "tokens_per_s": "tokens/s"}
-
-Points = list[tuple[float, float]]
 
 
 def loss_png(workspace: Workspace, job_id: str) -> bytes:
@@ -51,26 +48,17 @@ def draw(title: str, train: list[Row], evaluation: list[Row]) -> "Figure":
     figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=DPI, layout="constrained", facecolor="white")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.4, 1])
     upper.set_title(title, fontsize=11)
-    _draw_losses(upper, _points(train, "loss"), _points(evaluation, "loss"))
+    _draw_losses(upper, series.of(train, "loss"), series.of(evaluation, "loss"))
     _draw_rate(lower, train)
     return figure
-
-
-def _points(rows: list[Row], name: str) -> Points:
-    """(step, value) of every row; a row without `name`, as where a loss was not finite, is a gap."""
-    return [(row["step"], row["numbers"].get(name, math.nan)) for row in rows]
-
-
-def _finite(points: Points) -> Points:
-    return [point for point in points if math.isfinite(point[1])]
 
 
 def _draw_losses(axes: "Axes", train: Points, evaluation: Points) -> None:
     _draw_line(axes, train, TRAIN, "train loss")
     if evaluation:
         axes.plot(*zip(*evaluation, strict=True), color=EVAL, marker="o", markersize=4, label="eval loss")
-    if _finite(evaluation):
-        step, best = min(_finite(evaluation), key=lambda point: point[1])
+    if series.finite(evaluation):
+        step, best = min(series.finite(evaluation), key=lambda point: point[1])
         axes.plot(
             [step], [best], linestyle="", marker="*", markersize=14, color=EVAL, markeredgecolor="black",
             label=f"best eval: {best:.4g} at step {step:g}",
@@ -93,52 +81,23 @@ def _mark(axes: "Axes", steps: list[float], height: float, label: str, *, marker
 
 def _draw_line(axes: "Axes", points: Points, color: str, label: str) -> None:
     """The points as a line; many of them pale, with their running median over them."""
-    steps, values = zip(*_thinned(points), strict=True)
-    if len(points) < SMOOTHED_FROM:
-        axes.plot(steps, values, color=color, marker="." if len(points) < SMOOTHED_FROM // 2 else "", label=label)
+    steps, values = zip(*series.thinned(points, MAX_DRAWN), strict=True)
+    if len(points) < series.SMOOTHED_FROM:
+        axes.plot(
+            steps, values, color=color, marker="." if len(points) < series.SMOOTHED_FROM // 2 else "", label=label
+        )
         return
     axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
-    width = max(5, len(points) // 40)
-    steps, values = zip(*_running_median(points, width), strict=True)
+    width = series.median_width(len(points))
+    steps, values = zip(*series.running_median(points, width), strict=True)
     axes.plot(steps, values, color=color, linewidth=1.8, label=f"{label} (median of {width})")
-
-
-def _thinned(points: Points) -> Points:
-    """At most MAX_DRAWN points: of neighbours the lowest and the highest, so that no spike is lost."""
-    width = -(-2 * len(points) // MAX_DRAWN)
-    if width <= 2:
-        return points
-    groups = (_finite(points[i : i + width]) or points[i : i + 1] for i in range(0, len(points), width))
-    return [
-        point
-        for group in groups
-        for point in sorted({f(group, key=lambda point: point[1]) for f in (min, max)})
-    ]  # fmt: skip
-
-
-def _running_median(points: Points, width: int) -> Points:
-    """Of the `width` finite values around each; a gap stays a gap."""
-    finite = [value for _, value in points if math.isfinite(value)]
-    window: list[float] = []
-    medians: list[float] = []
-    added = removed = 0
-    for place in range(len(finite)):
-        while added < min(len(finite), place + width // 2 + 1):
-            insort(window, finite[added])
-            added += 1
-        while removed < place - width // 2:
-            del window[bisect_left(window, finite[removed])]
-            removed += 1
-        medians.append(window[len(window) // 2])
-    following = iter(medians)
-    return [(step, next(following) if math.isfinite(value) else math.nan) for step, value in points]
 
 
 def _limit(axes: "Axes", train: Points, evaluation: Points) -> None:
     """Cuts off single spikes, each marked at the edge: one value of 100 would flatten all others. Where the values are
     all but one, the panel spans a tenth of it: filled by its noise a flat curve would look like a wild one.
     """
-    values = sorted(value for _, value in _finite(train) + _finite(evaluation))
+    values = sorted(value for _, value in series.finite(train) + series.finite(evaluation))
     if not values:
         axes.set_yticks([])
         return
@@ -147,7 +106,7 @@ def _limit(axes: "Axes", train: Points, evaluation: Points) -> None:
     highest = usual + 0.5 * max(usual - lowest, least)
     if values[-1] > highest:
         axes.set_ylim(top=highest)
-        spikes = [step for step, value in _finite(train) if value > highest]
+        spikes = [step for step, value in series.finite(train) if value > highest]
         _mark(axes, spikes, 0.975, f"higher, up to {values[-1]:.3g}", marker="^", color=TRAIN)
     elif values[-1] - lowest < least:
         axes.set_ylim((lowest + values[-1] - least) / 2, (lowest + values[-1] + least) / 2)
@@ -158,18 +117,18 @@ def _limit(axes: "Axes", train: Points, evaluation: Points) -> None:
 def _draw_rate(axes: "Axes", train: list[Row]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    rates = _thinned(_points(train, "learning_rate"))
+    rates = series.thinned(series.of(train, "learning_rate"), MAX_DRAWN)
     axes.plot(*zip(*rates, strict=True), color=RATE, marker="." if len(rates) == 1 else "")
     axes.set_ylabel("learning rate", color=RATE)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
-    name = next((name for name in SECONDS if _finite(_points(train, name))), None)
+    name = next((name for name in SECONDS if series.finite(series.of(train, name))), None)
     if name:
         beside = axes.twinx()
         # A batch without pairs has no margin: no gap in the run.
-        _draw_line(beside, _finite(_points(train, name)), SECOND, SECONDS[name])
+        _draw_line(beside, series.finite(series.of(train, name)), SECOND, SECONDS[name])
         beside.set_ylabel(SECONDS[name], color=SECOND)
         if name == "tokens_per_s":
             beside.set_ylim(0, 1.15 * beside.get_ylim()[1])

@@ -39,7 +39,7 @@ class DatasetArguments(BaseModel):
         ),
     ] = None
     substitutions: Annotated[dict[str, Text] | None, Field(description="Fills {{name}}: {name: text}.")] = None
-    domain: Annotated[Path | None, Field(description="A domain pack (YAML) whose terms are applied.")] = None
+    domain: Annotated[Path | None, Field(description="Pack of terms: medicine, law, …, or a YAML file.")] = None
     benchmark_dir: Annotated[Path | None, Field(description="A benchmark whose questions are looked for.")] = None
     model: Annotated[str | None, Field(max_length=500, description="Whose tokenizer counts; else estimated.")] = None
     max_seq_length: Annotated[int | None, Field(ge=32, le=1_048_576, description="For too_long; needs model.")] = None

@@ -8,11 +8,11 @@ A pack is a YAML file:
         en: acute kidney injury       # the name in the other language; in a pack with `language: en`, `zh`
         abbreviations: [AKI]          # explained once a text: 急性肾损伤（AKI）
         synonyms: [急性肾衰竭]          # become the term
-        source: 人民卫生出版社《肾脏病学》  # where the names are from; kept for the reader, not used
+        also: [肾脏突然罢工]            # said for it now and then: left as it is, counted where answers are checked
+        source: 人民卫生出版社《肾脏病学》  # where the names are from
 
 `term` is required. Where `term` is in the other language, `zh` (or `en`) names it in the pack's: that name stays then.
-Texts that YAML would read as something else (`NO`, `1e3`) need quotes. Other keys beside `language` and `terms` are
-left to whoever knows them.
+Texts that YAML would read as something else (`NO`, `1e3`) need quotes. The other keys of a pack are `domains`'s.
 
 Guarantees: every change is counted by name; a text in another language than the pack's is left as it is, and so is one
 that speaks of names themselves (translations, abbreviations), as are code, links, and names in brackets after a term
@@ -26,14 +26,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from tunewright.pipeline.errors import InvalidInput, NotFound, call
 
+if TYPE_CHECKING:
+    import yaml
+
 Language = Literal["zh", "en"]
 MAX_PACK_BYTES = 20_000_000
-KEYS = ("term", "zh", "en", "abbreviations", "synonyms", "source")
-FORM = "language: zh or en; terms: a list of {term, zh or en, abbreviations: […], synonyms: […], source}"
+LISTS = ("abbreviations", "synonyms", "also")
+KEYS = ("term", "zh", "en", *LISTS, "source")
+FORM = "language: zh or en; terms: a list of {term, zh or en, abbreviations: […], synonyms: […], also: […], source}"
 # A hyphen makes a longer word: AKI-related, non-AKI.
 LATIN = "A-Za-z0-9_"
 WORD_BEFORE, WORD_AFTER = rf"(?<![{LATIN}-])", rf"(?![{LATIN}]|-[{LATIN}])"
@@ -50,11 +54,13 @@ LATIN_WORD = re.compile(r"[A-Za-z]+")
 
 @dataclass(frozen=True)
 class Term:
-    """`name` stays; `names` become it; `abbreviations` are explained by it."""
+    """`name` stays; `names` become it; `abbreviations` are explained by it; `also` is left alone."""
 
     name: str
     names: tuple[str, ...] = ()
     abbreviations: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    source: str = ""
 
 
 class Terms:
@@ -134,58 +140,105 @@ class Terms:
 
 def load(path: Path) -> Terms:
     """The terms of a pack. Raises NotFound, and InvalidInput (`broken_pack`, `invalid_pack`, `ambiguous_term`)."""
+    pack = read(path)
+    spoken, known = language(path, pack), entries(path, pack)
+    try:
+        return Terms(known, spoken)
+    except ValueError as error:
+        raise refused("ambiguous_term", path, f"gives {str(error)!r} to two terms") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The keys and values of a pack's file, as YAML has them. Raises NotFound, InvalidInput (`broken_pack`)."""
     # The field's YAML reader, kept by the YAML project itself; imported late, as it takes 20 ms.
     import yaml
 
     if path.exists() and (not path.is_file() or path.stat().st_size > MAX_PACK_BYTES):
-        raise _refused("broken_pack", path, f"is no file of at most {MAX_PACK_BYTES // 1_000_000} MB")
+        raise refused("broken_pack", path, f"is no file of at most {MAX_PACK_BYTES // 1_000_000} MB")
     try:
-        read = cast("object", yaml.safe_load(path.read_text(encoding="utf-8")))
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        repeated = _repeated_key(node)
+        pack = cast("object", loader.construct_document(node)) if node and not repeated else {}
     except FileNotFoundError as error:
         raise NotFound("pack_not_found", f"There is no domain pack {path}.", allowed=f"A YAML file: {FORM}.") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())[:300]
-        raise _refused("broken_pack", path, f"is no readable YAML file in UTF-8: {why}") from error
-    pack = cast("dict[str, Any]", read) if isinstance(read, dict) else {}
-    entries = pack.get("terms")
-    language: Language | None = next((known for known in get_args(Language) if known == pack.get("language")), None)
-    if language is None:
-        raise _refused("invalid_pack", path, f"has language {pack.get('language')!r}")
-    if not isinstance(entries, list) or not entries:
-        raise _refused("invalid_pack", path, "has no list of terms")
-    terms = [_entry(path, number, entry, language) for number, entry in enumerate(cast("list[Any]", entries), 1)]
-    try:
-        return Terms(terms, language)
-    except ValueError as error:
-        raise _refused("ambiguous_term", path, f"gives {str(error)!r} to two terms") from error
+        raise refused("broken_pack", path, f"is no readable YAML file in UTF-8: {why}") from error
+    if repeated:
+        # YAML's reader would keep the last one and forget the others without a word.
+        line = repeated.start_mark.line + 1
+        raise refused("broken_pack", path, f"has the key {repeated.value!r} a second time in line {line}")
+    return cast("dict[str, Any]", pack) if isinstance(pack, dict) else {}
 
 
-def _entry(path: Path, number: int, entry: object, language: Language) -> Term:
+def language(path: Path, pack: Mapping[str, Any]) -> Language:
+    """The language of a pack. Raises InvalidInput."""
+    for known in get_args(Language):
+        if known == pack.get("language"):
+            return known
+    raise refused("invalid_pack", path, f"has language {pack.get('language')!r}")
+
+
+def entries(path: Path, pack: Mapping[str, Any]) -> list[Term]:
+    """The terms of a pack, one at least. Raises InvalidInput, naming the entry."""
+    given, spoken = pack.get("terms"), language(path, pack)
+    if not isinstance(given, list) or not given:
+        raise refused("invalid_pack", path, "has no list of terms")
+    return [_entry(path, number, entry, spoken) for number, entry in enumerate(cast("list[Any]", given), 1)]
+
+
+def _repeated_key(node: "yaml.Node | None") -> "yaml.ScalarNode | None":
+    """The first key that stands twice in one mapping."""
+    import yaml
+
+    waiting, seen = [node], set[int]()
+    while waiting:
+        looked_at = waiting.pop()
+        if id(looked_at) in seen:  # an alias, perhaps of what it stands in
+            continue
+        seen.add(id(looked_at))
+        if isinstance(looked_at, yaml.SequenceNode):
+            waiting += looked_at.value
+        elif isinstance(looked_at, yaml.MappingNode):
+            keys: set[str] = set()
+            for key, value in looked_at.value:
+                waiting.append(value)
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in keys:
+                        return key
+                    keys.add(key.value)
+    return None
+
+
+def _entry(path: Path, number: int, entry: object, spoken: Language) -> Term:
     fields = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
     unknown = [key for key in fields if key not in KEYS]
     if not fields or unknown:
         what = f"the unknown key {unknown[0]!r}" if unknown else "no keys"
-        raise _refused("invalid_pack", path, f"has {what} in its term {number}")
-    names = [_text(path, number, key, fields[key]) for key in (language, "term", "zh", "en") if key in fields]
+        raise refused("invalid_pack", path, f"has {what} in its term {number}")
+    names = [_text(path, number, key, fields[key]) for key in (spoken, "term", "zh", "en") if key in fields]
     if "term" not in fields:
-        raise _refused("invalid_pack", path, f"has no `term` in its term {number}")
+        raise refused("invalid_pack", path, f"has no `term` in its term {number}")
     lists: dict[str, tuple[str, ...]] = {}
-    for key in ("abbreviations", "synonyms"):
+    for key in LISTS:
         values = fields.get(key, [])
         if not isinstance(values, list):
-            raise _refused("invalid_pack", path, f"has {key} in its term {number} that are no list")
+            raise refused("invalid_pack", path, f"has {key} in its term {number} that are no list")
         lists[key] = tuple(_text(path, number, key, value) for value in cast("list[Any]", values))
-    return Term(names[0], (*names[1:], *lists["synonyms"]), lists["abbreviations"])
+    source = _text(path, number, "source", fields["source"]) if "source" in fields else ""
+    return Term(names[0], (*names[1:], *lists["synonyms"]), lists["abbreviations"], lists["also"], source)
 
 
 def _text(path: Path, number: int, key: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         what = f"has {value!r} as {key} in its term {number}, which is no text (put it into quotes)"
-        raise _refused("invalid_pack", path, what)
+        raise refused("invalid_pack", path, what)
     return value.strip()
 
 
-def _refused(code: str, path: Path, what: str) -> InvalidInput:
+def refused(code: str, path: Path, what: str) -> InvalidInput:
+    """The error that says what is wrong with a pack's language or terms."""
     return InvalidInput(
         code,
         f"The domain pack {path} {what}.",

@@ -5,6 +5,7 @@ goes to a log. Listens on the loopback address, behind a key of its own.
 """
 
 import json
+import math
 import secrets
 import select
 import subprocess
@@ -30,6 +31,8 @@ STOP_TIMEOUT_S = 10
 SMALL_BYTES = 100_000_000
 # Added to a logit: above any that a model gives.
 FORCE = 1000.0
+# Below, a 32-bit float is zero.
+LEAST_PROBABILITY = 1e-45
 
 
 class Reply(TypedDict):
@@ -188,6 +191,21 @@ class LlamaRuntime:
             "logit_bias": [[plain, FORCE]],
         }  # fmt: skip
         return self._ask("POST", "/completion", body)["completion_probabilities"][0]["top_logprobs"]
+
+    def choices(self, ids: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        """The log-probability of each of `candidates` as the next token after `ids`, as if there were no others.
+
+        What `ids` has in common with the call before is not computed again. A candidate must be whole characters.
+        """
+        # The same bias on all of them leaves their differences as they are, and nothing to the rest of the vocabulary.
+        body = {
+            "prompt": list(ids), "n_predict": 1, "n_probs": len(candidates), "post_sampling_probs": True,
+            "samplers": ["temperature"], "temperature": 1.0, "cache_prompt": True,
+            "logit_bias": [[candidate, FORCE] for candidate in candidates],
+        }  # fmt: skip
+        found = self._ask("POST", "/completion", body)["completion_probabilities"][0]["top_probs"]
+        probability = {token["id"]: token["prob"] for token in found}
+        return [math.log(max(probability.get(candidate, 0.0), LEAST_PROBABILITY)) for candidate in candidates]
 
     def _complete(self, prompt: str | list[int], **settings: Any) -> Reply:
         body = {"prompt": prompt, "return_tokens": True, "cache_prompt": False, **settings}

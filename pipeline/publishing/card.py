@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunewright.pipeline import reports
 from tunewright.pipeline.exporting.outputs import LORA, LORA_GGUF, MERGED, MERGED_4BIT, is_gguf
 from tunewright.pipeline.publishing import licences, lineage, usage
 from tunewright.pipeline.publishing.redact import public
@@ -37,11 +38,12 @@ def build(
         _data([lineage.dataset_of(workspace, each) for each in adapters]),
         _table("Training", public(workspace, {"method": adapter["document"].get("method"), **_training(adapter)})),
         _table("Results", public(workspace, adapter["document"].get("metrics", {}))),
+        reports.markdown(workspace, adapter["id"]) if _is_as_evaluated(artifact) else "",
         _parity(workspace, artifact, outputs),
         _files(artifact, outputs),
         _provenance(artifact, adapter),
     ]
-    front = _front_matter(artifact, adapter, licence, repo_id, outputs)
+    front = _front_matter(workspace, artifact, adapter, licence, repo_id, outputs)
     return f"---\n{front}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -52,8 +54,19 @@ def _training(adapter: Row) -> dict[str, Any]:
     return {name: value for name, value in document.get("training", {}).items() if name not in others}
 
 
+def _is_as_evaluated(artifact: Row) -> bool:
+    """Whether it holds the adapter that was evaluated, as strong as it was and alone."""
+    document = artifact["document"]
+    return document.get("adapter_scale", 1.0) == 1.0 and not document.get("combine_with")
+
+
 def _front_matter(
-    artifact: Row, adapter: Row, licence: licences.Licence | None, repo_id: str, outputs: Sequence[str]
+    workspace: Workspace,
+    artifact: Row,
+    adapter: Row,
+    licence: licences.Licence | None,
+    repo_id: str,
+    outputs: Sequence[str],
 ) -> str:
     from huggingface_hub import ModelCardData
 
@@ -66,6 +79,9 @@ def _front_matter(
     tags += ["gguf"] if any(is_gguf(output) or output == LORA_GGUF for output in outputs) else []
     tags += ["bitsandbytes", "4-bit"] if is_4bit else []
     more: dict[str, Any] = {"quantized_by": repo_id.partition("/")[0]} if relation == "quantized" else {}
+    # A quantized model was not the one that passed the benchmarks.
+    if relation != "quantized" and _is_as_evaluated(artifact) and (results := _eval_results(workspace, adapter)):
+        more |= {"model_name": repo_id.rpartition("/")[2], "eval_results": results}
     return ModelCardData(
         base_model=base,
         base_model_relation=relation if base else None,
@@ -78,6 +94,20 @@ def _front_matter(
         ignore_metadata_errors=False,
         **more,
     ).to_yaml()
+
+
+def _eval_results(workspace: Workspace, adapter: Row) -> list[Any]:
+    """For the Hub's `model-index`: huggingface_hub's EvalResult of each benchmark that others can compare."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation", dataset_type=score.hub_id, dataset_name=score.title,
+            dataset_split=score.split, metric_type="accuracy", metric_value=round(score.accuracy, 4),
+            metric_name=f"accuracy, {score.shots}-shot",
+        )
+        for score in reports.scores(workspace, adapter["id"])
+    ]  # fmt: skip
 
 
 def _kind(artifact: Row, outputs: Sequence[str]) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from tunewright.pipeline import plots
+from tunewright.pipeline import plots, series
 from tunewright.pipeline.errors import NotFound
 from tunewright.pipeline.workspace import Workspace
 
@@ -156,7 +156,7 @@ def test_of_many_thousand_steps_few_points_are_drawn_and_no_spike_is_lost() -> N
 
 def test_the_running_median_is_of_the_values_around() -> None:
     points = [(float(step), float(value)) for step, value in enumerate([1, 1, 90, 1, 1, 5, 5, 5, 5])]
-    smooth = plots._running_median([*points[:4], (3.5, math.nan), *points[4:]], 3)
+    smooth = series.running_median([*points[:4], (3.5, math.nan), *points[4:]], 3)
     assert [value for _, value in smooth[:4]] == [1, 1, 1, 1]
     assert math.isnan(smooth[4][1])
     assert [value for _, value in smooth[5:]] == [1, 5, 5, 5, 5]

@@ -114,6 +114,18 @@ def test_the_next_tokens_are_a_distribution_whatever_character_they_begin(gguf: 
             assert logprobs == sorted(logprobs, reverse=True)
 
 
+def test_choices_are_the_distributions_own_among_themselves(gguf: Path, tmp_path: Path) -> None:
+    with LlamaRuntime(gguf, log=tmp_path / "log") as runtime:
+        ids = runtime.tokenize("The fox jumps over 13 dogs", add_special=False)
+        for length in (1, len(ids) - 1, len(ids)):
+            whole = {token["id"]: token["logprob"] for token in runtime.next_tokens(ids[:length], 4096)}
+            # Neither the likeliest nor in order.
+            candidates = [sorted(whole)[place] for place in (300, 40, 35, 470)]
+            among = math.log(sum(math.exp(whole[candidate] or 0.0) for candidate in candidates))
+            expected = [(whole[candidate] or 0.0) - among for candidate in candidates]
+            assert runtime.choices(ids[:length], candidates) == pytest.approx(expected, abs=2e-3)
+
+
 def test_a_forced_token_is_given_and_an_end_ends_the_answer(gguf: Path, tmp_path: Path) -> None:
     with LlamaRuntime(gguf, log=tmp_path / "log") as runtime:
         assert runtime.answer([300, 301], max_tokens=3, forced=310)["tokens"] == [310] * 3
