@@ -19,7 +19,9 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 `text` beside `path` and renames it over; durable after return."""
     partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        # Its owner's alone from the first moment: chat.json holds a secret.
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from tunewright.pipeline import files, host_memory, processes
+from tunewright.pipeline import access, files, host_memory, processes
 from tunewright.pipeline.errors import Conflict, call
 from tunewright.pipeline.ids import new_id
 from tunewright.pipeline.store import Row
@@ -29,6 +29,8 @@ WORKER_MODULE = "tunewright.pipeline.worker"
 # Codes of events that say how a worker ended before its job was done, and that what the job works on was deleted.
 INTERRUPTED, HOST_MEMORY_OUT = "interrupted", "host_memory_out"
 INPUT_DELETED = "input_deleted"
+# Never in the server's own process, where a training may have rewritten transformers (`inference/loading`).
+OWN_PROCESS = ("validate", "benchmark")
 
 
 class State(StrEnum):
@@ -61,7 +63,8 @@ def submit(workspace: Workspace, kind: str, name: str, spec: dict[str, Any], *, 
     """Stores a job of `kind` (see `worker.stage`) and starts its worker. Returns the job's row at once."""
     job_id = new_id("job", name)
     with files.new_folder(folder(workspace, job_id)) as new:
-        files.write_json(new / "spec.json", {"kind": kind, **spec})
+        # Its worker starts in another folder, and may be started again by another server.
+        files.write_json(new / "spec.json", {"kind": kind, "allowed": access.allowed_here(), **spec})
     with spawn_lock(workspace):
         workspace.store.execute(
             "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,?,?,?)",
@@ -75,7 +78,7 @@ def submit(workspace: Workspace, kind: str, name: str, spec: dict[str, Any], *, 
 def _start_worker(workspace: Workspace, job_id: str) -> None:
     """Starts the worker and stores its identity. The caller holds the spawn lock."""
     host_memory.remember(folder(workspace, job_id))
-    if workspace.inline:
+    if workspace.inline and workspace.store.job(job_id)["kind"] not in OWN_PROCESS:
         from tunewright.pipeline.worker import start_inline
 
         pid = start_inline(workspace, job_id)

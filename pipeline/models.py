@@ -1,6 +1,8 @@
 """Base models by name: the built-in toy, a local folder, or a Hub id; and why a name cannot be trained.
 
-Light: reads configs and tokenizers, never weights. Nothing is downloaded here but a model's small files.
+Light: reads configs and tokenizers, never weights. Nothing is downloaded here but a model's small files. Guarantees
+that a model's weights are safetensors, and that a local one lies, with all that its links lead to, where files may be
+read.
 """
 
 import os
@@ -8,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tunewright.pipeline import catalog, files, toy
+from tunewright.pipeline import access, catalog, files, toy
 from tunewright.pipeline.errors import InvalidInput, NotFound, TunewrightError, Unavailable, nearest
-from tunewright.pipeline.settings import hub_endpoint
+from tunewright.pipeline.settings import hub_endpoint, trusts_code_of
 from tunewright.pipeline.workspace import Workspace
 
 # What a tokenizer may be made of; its files belong together. Patterns of paths in a model's folder or repository.
@@ -24,6 +26,8 @@ SMALL_FILES = [
     "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 ]  # fmt: skip
 HUB_TIMEOUT_S = 10
+# Weights as pickles, which can run code when they are loaded.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -40,20 +44,29 @@ class Model:
         """What `from_pretrained` takes."""
         return str(self.folder) if self.folder else self.name
 
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether the user lets the Python that comes with the model run (see `settings.trusts_code_of`)."""
+        return trusts_code_of(self.name)
+
 
 def resolve(workspace: Workspace, name: str) -> Model:
     """The model called `name`. Raises InvalidInput, NotFound or Unavailable, each saying what would work."""
     if name == catalog.TOY:
         folder = toy.prepare(workspace.home)
         return Model(name, "toy", folder, _config(folder))
-    path = Path(name).expanduser()
-    if name.lower().endswith(".gguf") or (path.is_dir() and _holds_only_gguf(path)):
+    path, is_path = Path(name), name.startswith((".", "/", "~"))
+    # A Hub id may also be a path from here; it is one only where files may be read.
+    is_here = access.is_readable(workspace, path)
+    path = path.expanduser() if is_here else path
+    if name.lower().endswith(".gguf") or (is_here and path.is_dir() and _holds_only_gguf(path)):
         raise _not_trainable(
             name, "is a GGUF file: quantized for serving, it holds no weights that can be trained", path.name
         )
-    if path.is_dir():
-        return _local(path)
-    if name.startswith((".", "/", "~")):
+    if is_here and path.is_dir():
+        return _local(access.readable_folder(workspace, path))
+    if is_path:
+        access.readable(workspace, path)
         raise NotFound(
             "model_not_found", f"There is no folder {name!r}.", allowed=_what_works(workspace), next=LIST_MODELS
         )
@@ -108,13 +121,7 @@ def _local(path: Path) -> Model:
             next=LIST_MODELS,
         )
     if not _has_weights(path):
-        raise InvalidInput(
-            "no_safetensors",
-            f"{path} has no *.safetensors, or not all that its index names.",
-            allowed="Only safetensors are loaded: pickled weights (*.bin, *.pt) can run code.",
-            next=LIST_MODELS,
-        )
-    path = path.resolve()
+        raise _no_safetensors(str(path))
     return Model(str(path), "local", path, _config(path))
 
 
@@ -137,11 +144,18 @@ def cached_folder(hub_id: str) -> Path | None:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether the safetensors are there, and where they are sharded, every shard: a download may have been cut off."""
+    """Whether the safetensors are there, and where they are sharded, every shard: a download may have been cut off.
+
+    A shard of another kind is none: an index that names a pickle would have it loaded.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return all((folder / name).is_file() for name in set(files.read_json(index)["weight_map"].values()))
+        return all(_is_shard(folder, name) for name in set(files.read_json(index)["weight_map"].values()))
     return any(folder.glob("*.safetensors"))
+
+
+def _is_shard(folder: Path, name: str) -> bool:
+    return Path(name).name == name and name.endswith(".safetensors") and (folder / name).is_file()
 
 
 def cached_ids() -> list[str]:
@@ -167,7 +181,35 @@ def _hub(workspace: Workspace, hub_id: str) -> Model:
         raise InvalidInput(
             "not_a_model", f"{hub_id} has no config.json.", allowed="It is no transformers model.", next=LIST_MODELS
         )
+    _require_safetensors(hub_id, small)
     return Model(hub_id, "hub", None, _config(small))
+
+
+def _require_safetensors(hub_id: str, small: Path) -> None:
+    """Raises InvalidInput where the Hub's repository has pickled weights alone: a loader would fall back to them.
+
+    Where the Hub cannot be asked, what is cached in `small` counts: nothing else could be loaded.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        siblings = HfApi(endpoint=hub_endpoint()).model_info(hub_id, timeout=HUB_TIMEOUT_S).siblings or []
+        names = [sibling.rfilename for sibling in siblings]
+    except (HfHubHTTPError, httpx.HTTPError, OSError):
+        names = [entry.name for entry in small.iterdir()]
+    if any(name.endswith(PICKLED) for name in names) and not any(name.endswith(".safetensors") for name in names):
+        raise _no_safetensors(hub_id)
+
+
+def _no_safetensors(what: str) -> InvalidInput:
+    return InvalidInput(
+        "no_safetensors",
+        f"{what} has no *.safetensors, or not all that its index names.",
+        allowed="Only safetensors are loaded: pickled weights (*.bin, *.pt) can run code.",
+        next=LIST_MODELS,
+    )
 
 
 def _fetch_small_files(workspace: Workspace, hub_id: str) -> Path:

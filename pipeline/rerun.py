@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from tunewright.pipeline import files, gpu, jobs, models
+from tunewright.pipeline import access, files, gpu, jobs, models
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.errors import Conflict, TunewrightError, call
 from tunewright.pipeline.store import Row
@@ -71,6 +71,8 @@ def rerun(workspace: Workspace, job_id: str) -> tuple[Row, list[str]]:
             next='list_artifacts(kind="job")',
         )
     then = files.read_json(path)
+    # What its first run might read, this one may.
+    access.allow(files.read_json(jobs.folder(workspace, job_id) / "spec.json").get("allowed", ()))
     spec = spec | {"dataset_id": _same_dataset(workspace, spec, then["dataset"])}
     if spec["continue_from"]:
         workspace.store.artifact(spec["continue_from"], "adapter")

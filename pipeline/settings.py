@@ -6,6 +6,9 @@ from pathlib import Path
 
 from tunewright.pipeline.errors import InvalidInput
 
+ALLOW_DIRS = "TUNEWRIGHT_ALLOW_DIRS"
+TRUST_REMOTE_CODE = "TUNEWRIGHT_TRUST_REMOTE_CODE"
+
 
 @dataclass(frozen=True)
 class Home:
@@ -71,6 +74,42 @@ def cache_home() -> Path:
     if not named:
         named = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/tunewright"
     return Path(named).expanduser().absolute()
+
+
+def allowed_folders() -> list[Path]:
+    """The folders (or single files) that `TUNEWRIGHT_ALLOW_DIRS` names, separated as in PATH (see `access`)."""
+    named = os.environ.get(ALLOW_DIRS, "").split(os.pathsep)
+    return [_expanded(name.strip()).absolute() for name in named if name.strip()]
+
+
+def working_folder() -> Path | None:
+    """The folder this process was started in, unless it is no folder of somebody's work.
+
+    Hosts start servers in `/` or in the user's home: a folder that holds the whole home is nobody's working folder, nor
+    is one that could not be written into `TUNEWRIGHT_ALLOW_DIRS`.
+    """
+    try:
+        folder = Path.cwd().resolve()
+    except FileNotFoundError:  # it was deleted
+        return None
+    return None if is_broad(folder) or os.pathsep in str(folder) else folder
+
+
+def is_broad(folder: Path) -> bool:
+    """Whether the folder is the root, or holds the user's whole home."""
+    return folder == Path(folder.anchor) or _expanded("~").resolve().is_relative_to(folder)
+
+
+def trusts_code_of(model: str) -> bool:
+    """Whether `TUNEWRIGHT_TRUST_REMOTE_CODE` (`owner/name,…`, or whole paths) names it: its own Python may run."""
+    return model in [name.strip() for name in os.environ.get(TRUST_REMOTE_CODE, "").split(",")]
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # a user without a home
+        return Path(name)
 
 
 def ollama_host() -> str:

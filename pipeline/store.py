@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from tunewright.pipeline.errors import InvalidInput, NotFound, call, nearest
 from tunewright.pipeline.ids import PREFIX
+from tunewright.pipeline.publishing import redact
 
 # Each entry brings the schema from its index to the next version; entries are only ever added.
 MIGRATIONS = [
@@ -153,7 +154,7 @@ class Store:
     def add_event(self, job_id: str, level: str, code: str, message: str) -> None:
         self.execute(
             "INSERT INTO events(job_id, at, level, code, message) VALUES (?,?,?,?,?)",
-            job_id, time.time(), level, code, message,
+            job_id, time.time(), level, code, redact.without_secrets(message),
         )  # fmt: skip
 
     def events(self, job_id: str, limit: int = 50) -> list[Row]:

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tunewright.pipeline import jobs, lease, rerun
+from tunewright.pipeline import access, files, jobs, lease, rerun
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.errors import Cancelled, TunewrightError, call
 from tunewright.pipeline.jobs import State
+from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.workspace import Workspace
 
 # The server's answers come first where both share two cores.
@@ -43,6 +44,14 @@ def stage(kind: str) -> Callable[[JobContext], dict[str, Any]]:
             from tunewright.pipeline.training import finetune
 
             return finetune.run
+        case "validate":
+            from tunewright.pipeline.validation import validate
+
+            return validate.run
+        case "benchmark":
+            from tunewright.pipeline.benchmarking import benchmark
+
+            return benchmark.run
         case "export":
             from tunewright.pipeline.exporting import export
 
@@ -76,7 +85,9 @@ def run_job(workspace: Workspace, job_id: str) -> State:
             if row["kind"] == "finetune":
                 rerun.remember(context)
             result = stage(row["kind"])(context)
-        return _end(context, State.SUCCEEDED, result=result)
+        state = _end(context, State.SUCCEEDED, result=result)
+        _write_report(context, row["kind"])
+        return state
     except Cancelled:
         jobs.grant_wish(workspace, job_id, context.cancel_wish)
         return _end(context, State.CANCELLED)
@@ -94,6 +105,7 @@ def _end(
     if result is not None:
         columns["result"] = json.dumps(result)
     if error is not None:
+        error = {key: redact.without_secrets(text) for key, text in error.items()}
         columns["error"] = json.dumps(error)
     jobs.move(context.workspace, context.job_id, jobs.ACTIVE, state, **columns)
     message = f"{error['code']}: {error['what']}" if error else f"Job {state}."
@@ -102,6 +114,19 @@ def _end(
         message += f" Resumed, it goes on {jobs.start_point(context.workspace, row)}."
     context.event("error" if error else "info", str(state), message)
     return state
+
+
+def _write_report(context: JobContext, kind: str) -> None:
+    """The job's page, for whoever looks into its folder; the resource makes it anew each time."""
+    # A worker that waits for the device has no use for it yet.
+    from tunewright.pipeline import reports
+
+    if kind not in reports.KINDS:
+        return
+    try:
+        reports.write(context.workspace, context.job_id)
+    except (OSError, TunewrightError) as error:
+        context.event("warning", "no_report", f"Its report.html could not be written: {error}.")
 
 
 def _describe(context: JobContext, error: BaseException) -> dict[str, str]:
@@ -142,6 +167,7 @@ def start_inline(workspace: Workspace, job_id: str) -> int:
 
 
 def main() -> None:
+    redact.redact_output()
     parser = argparse.ArgumentParser(prog="tunewright-worker")
     parser.add_argument("--home", required=True)
     parser.add_argument("--job", required=True)
@@ -152,6 +178,7 @@ def main() -> None:
     with jobs.spawn_lock(workspace):
         if workspace.store.job(arguments.job)["pid"] != os.getpid():
             return
+    access.allow(files.read_json(jobs.folder(workspace, arguments.job) / "spec.json").get("allowed", ()))
     os.nice(NICENESS)
     state = run_job(workspace, arguments.job)
     sys.exit(0 if state == State.SUCCEEDED else 1)

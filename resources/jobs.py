@@ -8,6 +8,7 @@ from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
 from tunewright.pipeline import environment, jobs, plots, status
 from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
@@ -40,12 +41,23 @@ def register(server: MCPServer[Any], workspace: Workspace) -> None:
         if not path.exists():
             return ""
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-max(1, min(tail, MAX_TAIL_LINES)) :])
+        # What a program wrote to the log itself has passed no filter.
+        return redact.without_secrets("\n".join(lines[-max(1, min(tail, MAX_TAIL_LINES)) :]))
 
     @server.resource("tw://jobs/{job_id}/loss.png", mime_type="image/png", description="The loss curve.")
     def loss_resource(job_id: str) -> bytes:
         try:
             return plots.loss_png(workspace, job_id)
+        except TunewrightError as error:
+            raise ResourceNotFoundError(str(error)) from error
+
+    @server.resource("tw://jobs/{job_id}/report.html", mime_type="text/html", description="A job as a page.")
+    def report_resource(job_id: str) -> str:
+        # Not with the server: it is as large as all the rest of this, and most clients never ask.
+        from tunewright.pipeline import reports
+
+        try:
+            return reports.page(workspace, job_id)
         except TunewrightError as error:
             raise ResourceNotFoundError(str(error)) from error
 

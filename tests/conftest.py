@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,9 @@ RunPython = Callable[..., str]
 
 
 def pytest_configure() -> None:
-    """A worker of xdist, and whatever it starts, computes on its share of the cores."""
+    """A worker of xdist, and whatever it starts, computes on its share of the cores; tests' own files may be read."""
+    folders = (tempfile.gettempdir(), REPOSITORY, REPOSITORY.parent / "shared")
+    os.environ["TUNEWRIGHT_ALLOW_DIRS"] = os.pathsep.join(map(str, folders))
     if WORKERS > 1:
         # PyTorch reads it when it is imported: with as many threads as cores in each worker they wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))

@@ -31,9 +31,7 @@ def merge_and_export(
         Field(max_length=8, description="More adapters of the same base: id to weight; adapter_scale is the first's."),
     ] = None,
     combination: Annotated[Combination | None, Field(description="PEFT's method; default cat.")] = None,
-    verify: Annotated[
-        bool, Field(description="Compare each with the trained model: prompts, tokens, stop, KL, answers.")
-    ] = True,
+    verify: Annotated[bool, Field(description="Measure each against the trained model.")] = True,
 ) -> JobState:  # fmt: skip
     """Merges an adapter into its 16-bit base, converts and quantizes it, and measures that it still is the trained
     model; what is not cannot be published. A job.

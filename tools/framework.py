@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
@@ -16,15 +16,21 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.stdio import stdio_server
-from mcp.types import CallToolResult, InputRequiredResult
+from mcp.types import CallToolResult, InputRequiredResult, Tool
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from tunewright.pipeline.data import privacy
 from tunewright.pipeline.errors import TunewrightError, nearest
+from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.workspace import Workspace
 
 log = logging.getLogger("tunewright")
+# The words of a name in any of the usual spellings: export_model, exportModel, export-model.
+WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
+NAMED_TOOLS = 3
+KEPT_OF_WORD, MAX_ERROR_CHARACTERS = 300, 3000
+LONG_WORD = re.compile(rf"\S{{{KEPT_OF_WORD + 100},}}")
+LENGTHS = ("minLength", "maxLength", "minItems", "maxItems", "maxProperties")
 # What pydantic adds to a place to say which branch of a union it tried: str, WeightedSource, list[union[…]].
 UNION_BRANCH = re.compile(r"[A-Z\[]|^(str|int|float|bool)$")
 
@@ -82,7 +88,7 @@ class TunewrightServer(MCPServer[App]):
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
-            raise ToolError(await self._explain(name, error)) from None
+            raise ToolError(_bounded(redact.without_secrets(await self._explain(name, error)))) from None
         except SystemExit as error:
             # A library that calls sys.exit would stop the event loop with the wire still open: the client would hang.
             raise ToolError(_unforeseen(name, error)) from None
@@ -90,15 +96,14 @@ class TunewrightServer(MCPServer[App]):
     async def _explain(self, name: str, error: ToolError) -> str:
         cause = error.__cause__
         if isinstance(cause, TunewrightError):
-            # What was refused may have held a key.
-            return privacy.without_secrets(str(cause))
+            return str(cause)
         # The SDK reports a result that fails its own schema as unexpected; that is no fault of the arguments.
         if isinstance(cause, ValidationError) and not isinstance(error, UnexpectedToolError):
             tool = next(tool for tool in await self.list_tools() if tool.name == name)
             return _argument_errors(name, tool.input_schema, cause)
         if cause is None:
-            names = [tool.name for tool in await self.list_tools()]
-            return f"unknown_tool: There is no tool {name!r}. {nearest(name, names)} Nothing was done."
+            tools = await self.list_tools()
+            return f"unknown_tool: There is no tool {name!r}. {_meant(name, tools)} Nothing was done."
         return _unforeseen(name, cause)
 
     async def run_stdio_on(self, wire: int) -> None:
@@ -131,6 +136,24 @@ class TunewrightServer(MCPServer[App]):
                 tool.fn_metadata.output_schema = _outline(tool.fn_metadata.output_schema)
 
 
+def _bounded(text: str) -> str:
+    """An error without the length of what was given: a caller's own megabyte tells it nothing."""
+    shorter = LONG_WORD.sub(lambda match: f"{match[0][:KEPT_OF_WORD]}…", text)
+    return shorter if len(shorter) <= MAX_ERROR_CHARACTERS else f"{shorter[:MAX_ERROR_CHARACTERS]}…"
+
+
+def _meant(name: str, tools: Sequence[Tool]) -> str:
+    """The tools that speak of what a guessed name says (`export_model`, `startFinetune`), else the nearest spelt."""
+    words = [word.lower() for word in WORD.findall(name)]
+    told = {tool.name: f"{tool.name} {tool.title} {tool.description}".lower() for tool in tools}
+    # A word that many tools speak of (model, adapter) tells them apart less than one that few do.
+    weight = {word: 1 / (1 + sum(word in text for text in told.values())) for word in words}
+    score = {tool: sum(weight[word] for word in words if word in text) for tool, text in told.items()}
+    best = sorted((tool for tool in told if score[tool]), key=lambda tool: -score[tool])[:NAMED_TOOLS]
+    spelt = nearest(name, list(told))
+    return f"{spelt} About that: {', '.join(best)}." if best else spelt
+
+
 def _unforeseen(name: str, cause: BaseException) -> str:
     """Only the kind of failure: its own text may hold a secret."""
     log.error("tool %s failed", name, exc_info=cause)
@@ -146,13 +169,18 @@ def _unforeseen(name: str, cause: BaseException) -> str:
 
 
 def _shorten(schema: Any) -> None:
-    """Removes titles and `additionalProperties: true`, the default. A property called title is a schema, and stays."""
+    """Removes titles, `additionalProperties: true`, which is the default, and how long a text or a list may be: the
+    server still refuses what is out of all proportion, and says so. A property called title is a schema, and stays.
+    """
     if isinstance(schema, dict):
         node = cast("dict[str, Any]", schema)
         if isinstance(node.get("title"), str):
             del node["title"]
         if node.get("additionalProperties") is True:
             del node["additionalProperties"]
+        for length in LENGTHS:
+            if isinstance(node.get(length), int):
+                del node[length]
         for value in node.values():
             _shorten(value)
     elif isinstance(schema, list):
@@ -180,7 +208,7 @@ def _shorten_optional(parameters: dict[str, Any]) -> None:
 
 
 def _outline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of a result's schema the names of its parts and their types.
+    """Of a result's schema the names of its parts and their types, where they have one and always are.
 
     What is inside a part is told by the part itself where it is read; told here as well, it took a fifth of the list.
     """
@@ -196,7 +224,7 @@ def _outline(schema: dict[str, Any]) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {}
     for name, part in schema["properties"].items():
         found = list(dict.fromkeys(types(part)))
-        parts[name] = {"type": found[0] if len(found) == 1 else found} if found else {}
+        parts[name] = {"type": found[0]} if len(found) == 1 else {}
     return {"type": "object", "properties": parts}
 
 

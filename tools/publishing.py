@@ -20,7 +20,7 @@ ModelName = Annotated[
     str, Field(min_length=1, max_length=200, description="Ollama name, e.g. support or me/support:v1.")
 ]
 RepoId = Annotated[str, Field(min_length=1, max_length=200, description="owner/name on the Hub.")]
-DryRun = Annotated[bool, Field(description="Show exactly what would be done; do nothing.")]
+DryRun = Annotated[bool, Field(description="Show what would be done; do nothing.")]
 Confirm = Annotated[bool, Field(description="True only after the user has agreed.")]
 Force = Annotated[bool, Field(description="Although its parity failed or is unknown.")]
 Preset = Literal["assistant", "retrieval", "deterministic", "creative"]

@@ -16,6 +16,8 @@ from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
 from tunewright.tools.waiting import MAX_WAIT_S, wait_for
 
+# Hosts with MCP Apps show the jobs' page beside the answer (resources/live.py).
+VIEW = {"ui": {"resourceUri": "ui://tunewright/jobs"}}
 EVENTS = {"concise": 4, "image": 4, "detailed": 50}
 
 
@@ -124,14 +126,23 @@ def _next(workspace: Workspace, row: Row) -> list[NextStep]:
                 "chat_with_adapter", "Hear tuned and base side by side.", adapter_id=adapter_id, prompt="Who are you?",
                 compare_with_base=True,
             ),
+            step("validate_adapter", "Is it better, and by how much?", adapter_id=adapter_id),
             step("merge_and_export", "Merge and convert to GGUF.", adapter_id=adapter_id),
         ]  # fmt: skip
+    if row["kind"] in ("validate", "benchmark"):
+        return _after_evaluation(row, result)
     if "export_id" in result and row["kind"] == "export":
         return _after_export(row, result)
     if "dataset_id" in result and row["kind"] != "finetune":
         dataset_id = result["dataset_id"]
         return [step("inspect_dataset", "Look at its rows and its report.", dataset_id=dataset_id)]
     return [step("list_artifacts", "See what there is.")]
+
+
+def _after_evaluation(row: Row, result: dict[str, Any]) -> list[NextStep]:
+    judge = step("submit_judgements", "Judge pairs of its answers blindly yourself.", job_id=row["id"])
+    export = step("merge_and_export", "Good enough? Merge and convert it.", adapter_id=result["adapter_id"])
+    return [*([judge] if result.get("pairs") else []), export]
 
 
 def _after_export(row: Row, result: dict[str, Any]) -> list[NextStep]:
@@ -155,4 +166,4 @@ def _after_export(row: Row, result: dict[str, Any]) -> list[NextStep]:
 def register(server: TunewrightServer) -> None:
     """Adds this tool to the server."""
     look = ToolAnnotations(read_only_hint=True, open_world_hint=False)
-    server.tool(title="Get a job's status", annotations=look)(get_status)
+    server.tool(title="Get a job's status", annotations=look, meta=VIEW)(get_status)

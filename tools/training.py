@@ -55,15 +55,13 @@ def start_finetune(
         Method, Field(description="cpt: raw text; dpo, orpo: pairs; kto: judged answers; grpo: rewarded answers.")
     ] = "sft",
     continue_from: Annotated[str | None, Field(description="Adapter whose weights to start from.")] = None,
-    dry_run: Annotated[
-        bool, Field(description="Check everything and return the exact arguments; start nothing.")
-    ] = False,
+    dry_run: Annotated[bool, Field(description="Return the exact arguments; start nothing.")] = False,
     **training: Any,
 ) -> FinetuneStarted:
     """Starts fine-tuning a base model and returns the job at once; it outlives this server.
 
-    Every training argument is optional: what is left out is chosen from the data and the device, as plan_finetune
-    shows with its reasons. One job at a time uses the GPU, others wait.
+    Every training argument is optional: plan_finetune tells what is chosen for those left out, and why. One job at a
+    time uses the GPU, others wait.
     """
     workspace = workspace_of(ctx)
     spec = request.check(workspace, dataset_id, model, method, TrainingArguments(**training), continue_from)
@@ -91,7 +89,7 @@ def _state(row: Row, *steps: NextStep) -> JobState:
 def cancel_job(
     ctx: AppContext,
     job_id: JobId,
-    keep_checkpoint: Annotated[bool, Field(description="Save one and keep it, so that the job can be resumed.")] = True,
+    keep_checkpoint: Annotated[bool, Field(description="Keep one, so that it can be resumed.")] = True,
 ) -> JobState:
     """Stops a job at its next safe point (training: the next step)."""
     row = jobs.cancel(workspace_of(ctx), job_id, keep_checkpoint=keep_checkpoint)

@@ -264,7 +264,7 @@ def _modelscope_blocks(remote: RemoteDataset, workspace: Workspace) -> Iterator[
         folder = inner
     first = 1
     for path in folders.data_files(folder, remote.split, []):
-        for block in Reader(path, remote.split).blocks():
+        for block in Reader(path, remote.split, workspace).blocks():
             yield replace(block, first=first)
             first += len(block.rows) + block.lines.count(b"\n") + 1
 

@@ -1,20 +1,22 @@
 """The bytes of one data file: never of a device or a pipe, decompressed on the way, hashed as they lie.
 
-Guarantees that `sha256` and `size_bytes` are of the very bytes that were given out. Whether a file is compressed is
-told by its first bytes, not its name: servers and browsers unpack files without renaming them.
+Guarantees that `sha256` and `size_bytes` are of the very bytes that were given out, and that these come from where
+files may be read, whatever was put in their place since the path was checked. Whether a file is compressed is told by
+its first bytes, not its name: servers and browsers unpack files without renaming them.
 """
 
 import hashlib
 import io
-import stat
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from tunewright.pipeline import access
 from tunewright.pipeline.data.blocks import BLOCK_BYTES
 from tunewright.pipeline.errors import InvalidInput, call
+from tunewright.pipeline.workspace import Workspace
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -23,8 +25,9 @@ MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 class FileBytes:
     """Reads one file once. `bytes_read` grows while it is read and counts bytes on the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, workspace: Workspace | None = None) -> None:
         self.path = path
+        self._workspace = workspace
         self.bytes_read = 0
         self._hash = hashlib.sha256()
 
@@ -40,7 +43,7 @@ class FileBytes:
     def pieces(self) -> Iterator[bytes]:
         """The content, decompressed, in pieces of up to BLOCK_BYTES.
 
-        Raises InvalidInput: `not_a_file`, `unreadable_file`, `broken_archive`.
+        Raises InvalidInput: `path_not_allowed`, `not_a_file`, `unreadable_file`, `broken_archive`.
         """
         with self._opened() as file:
             compression = _compression(file)
@@ -67,13 +70,14 @@ class FileBytes:
             yield unpacked
 
     def _opened(self) -> IO[bytes]:
+        real = access.readable(self._workspace, self.path)
         try:
-            # Opening a pipe or a terminal would wait for ever, and some devices act on being opened.
-            if not stat.S_ISREG(self.path.stat().st_mode):
-                raise not_a_file(self.path)
-            return self.path.open("rb", buffering=0)
+            file = access.open_real(real)
         except OSError as error:
             raise self._unreadable(error) from error
+        if file is None:
+            raise not_a_file(self.path)
+        return file
 
     def _count(self, piece: bytes) -> None:
         self._hash.update(piece)

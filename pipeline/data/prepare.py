@@ -135,8 +135,10 @@ def _recipe(workspace: Workspace, arguments: DatasetArguments) -> Recipe:
         actions=actions,
         system_prompt=arguments.system_prompt,
         substitutions={name.strip("{} "): text for name, text in (arguments.substitutions or {}).items()},
-        terms=terms.load(request.local_path(arguments.domain)) if arguments.domain else None,
-        benchmark=overlap.load(request.local_path(arguments.benchmark_dir)) if arguments.benchmark_dir else None,
+        terms=terms.load(request.pack_path(workspace, arguments.domain)) if arguments.domain else None,
+        benchmark=overlap.load(request.benchmark_path(workspace, arguments.benchmark_dir))
+        if arguments.benchmark_dir
+        else None,
         signatures=arguments.dedupe and actions["near_duplicate"] != "ignore",
         model_folder=models.tokenizer_folder(workspace, arguments.model) if arguments.model else None,
         max_seq_length=arguments.max_seq_length,

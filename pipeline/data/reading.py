@@ -17,6 +17,7 @@ from tunewright.pipeline.data.opening import FileBytes, repaired, suffix_of
 from tunewright.pipeline.data.plain_text import text_blocks
 from tunewright.pipeline.data.tables import table_blocks
 from tunewright.pipeline.errors import InvalidInput
+from tunewright.pipeline.workspace import Workspace
 
 LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": None, ".tsv": "\t"}
@@ -31,12 +32,15 @@ HEAD_ROWS = 100
 class Reader:
     """Reads one file once, from front to end. `sha256`, `size_bytes` and `notes` are whole after the last block."""
 
-    def __init__(self, path: Path, split: str) -> None:
-        """`path` has one of SUFFIXES; `split` names the list to read where a JSON object holds several."""
+    def __init__(self, path: Path, split: str, workspace: Workspace | None = None) -> None:
+        """`path` has one of SUFFIXES; `split` names the list to read where a JSON object holds several.
+
+        Without a workspace no file of its data home is read.
+        """
         self.path = path
         self.notes: list[str] = []
         self._split = split
-        self._file = FileBytes(path)
+        self._file = FileBytes(path, workspace)
         self._decoding = Decoding(path)
 
     @property
@@ -61,9 +65,9 @@ class Reader:
     def blocks(self) -> Iterator[Block]:
         """The file's blocks; no block is without rows.
 
-        Raises InvalidInput: `not_a_file`, `unreadable_file`, `broken_archive`, `broken_json`, `several_lists`,
-        `line_too_long`, `broken_csv`, `duplicate_columns`, `not_text`, `unknown_encoding`, `broken_file`,
-        `broken_rows`, `empty_file`.
+        Raises InvalidInput: `path_not_allowed`, `not_a_file`, `unreadable_file`, `broken_archive`, `broken_json`,
+        `several_lists`, `line_too_long`, `broken_csv`, `duplicate_columns`, `not_text`, `unknown_encoding`,
+        `broken_file`, `broken_rows`, `empty_file`.
         """
         count = 0
         for count, block in enumerate(self._blocks(), 1):

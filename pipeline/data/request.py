@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from tunewright.pipeline import models
+from tunewright.pipeline import access, domains, models
+from tunewright.pipeline.access import GLOB_CHARACTERS
 from tunewright.pipeline.data import cleaning, layouts, overlap, terms
 from tunewright.pipeline.data.arguments import DatasetArguments
 from tunewright.pipeline.data.cleaning import Action, Finding
-from tunewright.pipeline.data.sources import GLOB_CHARACTERS, SourceArgument, as_given, resolve
+from tunewright.pipeline.data.sources import SourceArgument, as_given, resolve
 from tunewright.pipeline.errors import InvalidInput, call
 from tunewright.pipeline.ids import new_id
 from tunewright.pipeline.store import Row
@@ -23,9 +24,9 @@ def check(workspace: Workspace, source: SourceArgument, name: str | None, argume
     sources = resolve(source, arguments.split, workspace)
     actions(arguments)
     if arguments.domain:
-        terms.load(local_path(arguments.domain))
+        terms.load(pack_path(workspace, arguments.domain))
     if arguments.benchmark_dir:
-        overlap.load(local_path(arguments.benchmark_dir))
+        overlap.load(benchmark_path(workspace, arguments.benchmark_dir))
     if arguments.model:
         models.tokenizer_folder(workspace, arguments.model)
     title = name or _stem(sources[0].given)
@@ -56,16 +57,14 @@ def actions(arguments: DatasetArguments) -> dict[Finding, Action]:
     return taken
 
 
-def local_path(given: str) -> Path:
-    """A path of this machine. Raises InvalidInput where it is none."""
-    try:
-        path = Path(given).expanduser().absolute()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, ~ of an unknown user, a zero byte
-        raise InvalidInput(
-            "invalid_path", f"{given[:200]!r} is no path: {error!s:.80}.", allowed="A path on this machine."
-        ) from error
-    return path
+def pack_path(workspace: Workspace, given: str) -> Path:
+    """The file of a domain pack: a built-in one's, by its name, or a path's that may be read. Raises InvalidInput."""
+    return domains.path_of(given) if given in domains.available() else access.readable(workspace, Path(given))
+
+
+def benchmark_path(workspace: Workspace, given: str) -> Path:
+    """The folder of a benchmark of which everything may be read. Raises InvalidInput."""
+    return access.readable_folder(workspace, Path(given))
 
 
 def _stem(given: str) -> str:

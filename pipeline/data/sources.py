@@ -1,7 +1,8 @@
 """What a dataset's `source` names: files, folders, LLaMA-Factory's entries, datasets of hubs and of our own store.
 
-Guarantees that every file it returns existed, is a regular file, and has a suffix that `reading` knows. Opens none of
-them but a folder's `dataset_info.json`; asks no network: whether a remote dataset exists is found out by reading it.
+Guarantees that every file it returns existed, is a regular file, has a suffix that `reading` knows, and may be read
+(see `access`); of what may not be read nothing is said. Opens none of them but a folder's `dataset_info.json`; asks no
+network: whether a remote dataset exists is found out by reading it.
 """
 
 import math
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from tunewright.pipeline import access
+from tunewright.pipeline.access import GLOB_CHARACTERS
 from tunewright.pipeline.data import folders, hub, llamafactory
 from tunewright.pipeline.data.hub import RemoteDataset
 from tunewright.pipeline.data.llamafactory import Entry, LayoutHint
@@ -24,8 +27,9 @@ WHAT_WORKS = (
     f"A source is a file ({folders.KNOWN}), a folder of such files, a glob, a Hub dataset (owner/name), "
     "modelscope:owner/name, a dataset id (ds-…), or a list of these."
 )
-GLOB_CHARACTERS = "*?["
 KEYS = ("source", "weight", "config")
+# LLaMA-Factory's own, with all its datasets, is forty kilobytes.
+MAX_INFO_BYTES = 10_000_000
 FORM = '{"source": "file.jsonl", "weight": 1.0}, with "config" for a Hub dataset that has several'
 
 Weighted: TypeAlias = Mapping[str, str | Path | float | None]
@@ -52,8 +56,8 @@ class Source:
 def resolve(source: SourceArgument, split: str, workspace: Workspace | None = None) -> list[Source]:
     """The entries of `source`, each with its files. Of a folder, files named for `split` win over the others.
 
-    `workspace` is needed for ids of own datasets. Either every entry has a weight or none has. Raises InvalidInput,
-    NotFound.
+    `workspace` is needed for ids of own datasets, and for files in the data home. Either every entry has a weight or
+    none has. Raises InvalidInput, NotFound.
     """
     if isinstance(source, (str, Path)):
         return [_named(str(source), split, workspace)]
@@ -126,22 +130,47 @@ def _named(given: str, split: str, workspace: Workspace | None) -> Source:
     if remote is not None:
         return Source(given, [], remote=remote)
     path = _path(given)
+    is_id = hub.ID.fullmatch(given) is not None and not folders.is_data(path)
+    is_here = all(access.is_readable(workspace, part) for part in access.looked_at(path))
+    # A name that may be another thing is not refused for lying where nothing may be read.
+    source = _local(given, path, split, workspace) if is_here else None
+    if source is not None:
+        for file in source.files:
+            access.readable(workspace, file)
+        return source
+    if workspace is not None and given.startswith(f"{PREFIX['dataset']}-") and path.name == given:
+        return _own(given, workspace)
+    if is_id and not (is_here and path.parent.exists()):
+        return Source(given, [], remote=RemoteDataset("huggingface", given, split=split))
+    for part in access.looked_at(path):
+        access.readable(workspace, part)
+    raise _missing(given, path)
+
+
+def _local(given: str, path: Path, split: str, workspace: Workspace | None) -> Source | None:
+    """What lies at the path, matches it, or is listed beside it; None where nothing does."""
     if path.is_dir():
-        return _of_folder(given, path, split)
+        return _of_folder(given, path, split, workspace)
     if path.is_file():
         return Source(given, [_with_known_suffix(path)])
     if path.exists():
         raise not_a_file(path)
-    if workspace is not None and given.startswith(f"{PREFIX['dataset']}-") and path.name == given:
-        return _own(given, workspace)
+    if given.startswith(f"{PREFIX['dataset']}-") and path.name == given:
+        return None
     if set(given) & set(GLOB_CHARACTERS):
         return _of_glob(given, path)
-    listed = llamafactory.entries(path.parent)
-    if listed:
-        return _of_listed(given, path, listed, split)
-    if hub.ID.fullmatch(given) and not folders.is_data(path) and not path.parent.exists():
-        return Source(given, [], remote=RemoteDataset("huggingface", given, split=split))
-    raise _missing(given, path)
+    listed = _listed_in(path.parent, workspace)
+    return _of_listed(given, path, listed, split) if listed else None
+
+
+def _listed_in(folder: Path, workspace: Workspace | None) -> dict[str, Entry]:
+    """What the folder's `dataset_info.json` lists, if that may be read and is no larger than such a file is."""
+    info = folder / llamafactory.INFO_FILE
+    try:
+        is_one = info.is_file() and access.is_readable(workspace, info) and info.stat().st_size <= MAX_INFO_BYTES
+    except PermissionError:  # whoever lists the folder says so
+        return {}
+    return llamafactory.entries(folder) if is_one else {}
 
 
 def _path(given: str) -> Path:
@@ -179,10 +208,15 @@ def _own(given: str, workspace: Workspace) -> Source:
     return Source(given, files, dataset_id=dataset["id"])
 
 
-def _of_folder(given: str, folder: Path, split: str) -> Source:
+def _of_folder(given: str, folder: Path, split: str, workspace: Workspace | None) -> Source:
     """The datasets that its `dataset_info.json` lists, as far as they lie there; without one, its data files."""
     notes: list[str] = []
-    listed = [entry for entry in llamafactory.entries(folder).values() if entry.is_here]
+    entries = list(_listed_in(folder, workspace).values())
+    allowed = [entry for entry in entries if entry.path and access.is_readable(workspace, entry.path)]
+    listed = [entry for entry in allowed if entry.is_here]
+    outside = [entry.name for entry in entries if entry.path and entry not in allowed]
+    if outside:
+        notes.append(f"{folder.name}/{llamafactory.INFO_FILE} names files outside of what may be read: {outside[0]}.")
     if not listed:
         return Source(given, folders.data_files(folder, split, notes), notes=notes)
     files: list[Path] = []

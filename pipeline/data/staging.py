@@ -174,7 +174,7 @@ class _Reading:
                 yield from self._of_file(number, source, path)
 
     def _of_file(self, number: int, source: Source, path: Path) -> Iterator[Task[int]]:
-        reader = Reader(path, self._arguments.split)
+        reader = Reader(path, self._arguments.split, self._workspace)
         entry: Row = {"source": number, "name": path.name, "path": str(path)}
         for task in self._of(reader.blocks(), entry, str(path), source.hints.get(path)):
             yield task

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tunewright.pipeline import files, processes
+from tunewright.pipeline import access, files, processes
 from tunewright.pipeline.data.encodings import ESCAPED, Decoding
 from tunewright.pipeline.documents.markdown import tidied
 from tunewright.pipeline.errors import InvalidInput, TunewrightError, Unavailable, call
@@ -42,8 +42,9 @@ class Document:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a document lies, and where in the cache what becomes of it."""
+    """Where a document lies, links resolved, and where in the cache what becomes of it."""
 
+    name: str
     source: Path
     sha256: str
     result: Path
@@ -79,7 +80,7 @@ def documents(
     try:
         _convert(workspace, waiting, deadline)
     except TimeoutError:
-        left = [place.source.name for place in waiting if not place.is_done()]
+        left = [place.name for place in waiting if not place.is_done()]
         raise Unavailable(
             "still_converting",
             f"{len(left)} of {len(sources)} documents are not converted yet: {', '.join(left[:3])} …",
@@ -109,12 +110,18 @@ def _outcome(place: _Place) -> Document | TunewrightError:
 def _place(workspace: Workspace, source: Path) -> _Place | InvalidInput:
     limit = MAX_TEXT_BYTES if source.suffix.lower() in TEXT_SUFFIXES else MAX_BYTES
     try:
-        size = source.stat().st_size
+        real = access.readable(workspace, source)
+        size = real.stat().st_size
         if size > limit:
             what, allowed = f"{source} has {size / 1e6:.0f} MB.", f"At most {limit / 1e6:.0f} MB; give a part of it."
             return _refused("document_too_large", what, allowed, source)
-        with source.open("rb") as file:
+        file = access.open_real(real)
+        if file is None:
+            return _refused("unreadable_file", f"{source} is no regular file.", "Give a file.", source)
+        with file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
+    except InvalidInput as refusal:
+        return refusal
     except OSError as error:
         what, allowed = f"{source} cannot be read: {error.strerror}.", "Make it readable, or give a copy."
         return _refused("unreadable_file", what, allowed, source)
@@ -122,7 +129,9 @@ def _place(workspace: Workspace, source: Path) -> _Place | InvalidInput:
     form = "text" if source.suffix.lower() in TEXT_SUFFIXES else source.suffix.lower()
     sha256 = hashlib.sha256(f"{form} {content}".encode()).hexdigest()
     folder = cache_folder(workspace)
-    return _Place(source, sha256, folder / f"{sha256}.json", folder / f"{sha256}.error.json")
+    # A converter goes by the suffix, which what a link of the Hub's cache leads to does not have.
+    lies_at = real if real.suffix.lower() == source.suffix.lower() else source
+    return _Place(source.name, lies_at, sha256, folder / f"{sha256}.json", folder / f"{sha256}.error.json")
 
 
 def _refused(code: str, what: str, allowed: str, source: Path) -> InvalidInput:
@@ -146,11 +155,9 @@ def _read_text(place: _Place) -> None:
         return
     markdown = tidied(ESCAPED.sub("\ufffd", text))
     if markdown:
-        files.write_json(place.result, {"name": place.source.name, "markdown": markdown})
+        files.write_json(place.result, {"name": place.name, "markdown": markdown})
         return
-    refusal = _refused(
-        "document_without_text", f"{place.source.name} holds no text.", "Give a file with text.", place.source
-    )
+    refusal = _refused("document_without_text", f"{place.name} holds no text.", "Give a file with text.", place.source)
     files.write_json(place.error, refusal.to_dict())
 
 
@@ -170,9 +177,7 @@ def _convert(workspace: Workspace, places: Sequence[_Place], deadline: float) ->
 
 
 def _start(folder: Path, places: Sequence[_Place]) -> None:
-    tasks = [
-        {"source": str(p.source), "name": p.source.name, "result": str(p.result), "error": str(p.error)} for p in places
-    ]
+    tasks = [{"source": str(p.source), "name": p.name, "result": str(p.result), "error": str(p.error)} for p in places]
     files.write_json(folder / "tasks.json", tasks)
     log = folder / "converter.log"
     log.unlink(missing_ok=True)
@@ -198,7 +203,7 @@ def _blame(folder: Path, culprit: _Place) -> None:
     log = " ".join((folder / "converter.log").read_text(encoding="utf-8", errors="replace").split())
     failure = _refused(
         "conversion_crashed",
-        f"The converter died of {culprit.source.name}: {log[-LOG_CHARACTERS:] or 'killed, or out of memory'}.",
+        f"The converter died of {culprit.name}: {log[-LOG_CHARACTERS:] or 'killed, or out of memory'}.",
         "Give a part of it, or its text as .md or .txt.",
         culprit.source,
     )

@@ -1,7 +1,8 @@
 """Chunks of documents, to write examples from: PDF, DOCX, PPTX, HTML, EPUB, Markdown and text.
 
 Guarantees: a chunk's id depends on the bytes of its document and on the size asked for alone, and finds the chunk again
-as long as the cache lasts, wherever the document has gone. Nothing is fetched: a source is a file, folder or glob.
+as long as the cache lasts, wherever the document has gone. Nothing is fetched: a source is a file, folder or glob, and
+read only where files may be read (see `access`).
 Light: what converts runs in a process of its own.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunewright.pipeline import access
 from tunewright.pipeline.documents import chunks, conversion
 from tunewright.pipeline.documents.chunks import estimate_tokens
 from tunewright.pipeline.documents.conversion import SUFFIXES, Document
@@ -65,7 +67,7 @@ def survey(
     after `wait_s` seconds. Writes what it converts into the cache.
     """
     retry = call("read_documents", source=source, chunk_tokens=chunk_tokens)
-    outcomes = conversion.documents(workspace, _paths(source), wait_s, retry=retry)
+    outcomes = conversion.documents(workspace, _paths(workspace, source), wait_s, retry=retry)
     # The same bytes under two names are read once.
     found = list({outcome.sha256: outcome for outcome in outcomes if isinstance(outcome, Document)}.values())
     failures = [outcome for outcome in outcomes if isinstance(outcome, TunewrightError)]
@@ -123,7 +125,7 @@ def _chunks(document: Document, chunk_tokens: int) -> list[Chunk]:
     ]
 
 
-def _paths(source: str) -> list[Path]:
+def _paths(workspace: Workspace, source: str) -> list[Path]:
     """The documents that a source names, sorted. Raises InvalidInput, NotFound."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", source):
         raise InvalidInput(
@@ -133,6 +135,8 @@ def _paths(source: str) -> list[Path]:
             next=call("read_documents", source="…/page.html"),
         )
     path = _path(source)
+    for looked_at in access.looked_at(path):
+        access.readable(workspace, looked_at)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise InvalidInput(
@@ -142,7 +146,7 @@ def _paths(source: str) -> list[Path]:
                 next=call("read_documents", source=str(path.with_suffix(".pdf"))),
             )
         return [path]
-    found = _within(path) if path.is_dir() else _matching(path) if set(source) & set("*?[") else None
+    found = _within(path) if path.is_dir() else _matching(path) if set(source) & set(access.GLOB_CHARACTERS) else None
     if found is None:
         raise _missing(path)
     if not found:

@@ -6,10 +6,6 @@ Never by Unsloth: importing it takes longer than loading a small model, and what
 from pathlib import Path
 from typing import Any
 
-from tunewright.pipeline.inference import process
-
-process.prepare()
-
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 

@@ -124,6 +124,7 @@ def _with_unsloth(run: Run, start: Start) -> Loaded:
             _source(run, start), max_seq_length=arguments["max_seq_length"], dtype=_dtype(run),
             load_in_4bit=arguments["load_in_4bit"], load_in_8bit=arguments["load_in_8bit"],
             full_finetuning=not run.is_lora, use_gradient_checkpointing=checkpointing,
+            use_safetensors=True, trust_remote_code=run.base.trust_remote_code,
             # LoftQ begins from the weights before quantization, which Unsloth's own 4-bit repositories lack.
             use_exact_model_name=arguments["use_loftq"],
         )  # fmt: skip
@@ -160,9 +161,12 @@ def _with_transformers(run: Run, start: Start) -> Loaded:
         quantization["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     with _telling_unsupported():
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, device_map={"": torch.cuda.current_device() if on_gpu() else "cpu"}, **quantization
+            source, dtype=dtype, device_map={"": torch.cuda.current_device() if on_gpu() else "cpu"},
+            use_safetensors=True, trust_remote_code=run.base.trust_remote_code, **quantization,
+        )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, padding_side="right", trust_remote_code=run.base.trust_remote_code
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="right")
         model.config.use_cache = False
         if arguments["gradient_checkpointing"] != "none":
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -24,7 +24,8 @@ async def ended(client: Client, job_id: str) -> Answer:
 
 async def test_not_one_byte_is_not_protocol_when_every_stage_runs_and_crashes_inline(home: str, tmp_path: Path) -> None:
     wire, errors = tmp_path / "wire", tmp_path / "errors"
-    server = shlex.join([sys.executable, "-P", "-m", "tunewright.server", "--home", home, "--inline"])
+    options = ["--home", home, "--inline", "--allow-dir", str(tmp_path)]
+    server = shlex.join([sys.executable, "-P", "-m", "tunewright.server", *options])
     # The shell copies all that the server writes to its standard output, protocol or not.
     parameters = StdioServerParameters(command="sh", args=["-c", f"{server} | tee {shlex.quote(str(wire))}"])
     with errors.open("w", encoding="utf-8") as log:

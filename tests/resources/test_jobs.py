@@ -27,11 +27,13 @@ async def _json(read: Read, uri: str) -> Any:
 
 async def test_resources_and_templates_are_listed_with_descriptions(client: Client) -> None:
     resources = {str(r.uri): r for r in (await client.list_resources()).resources}
-    assert set(resources) == {"tw://environment", "tw://jobs"}
+    assert set(resources) == {"tw://environment", "tw://jobs", "tw://guides", "ui://tunewright/jobs"}
     templates = {t.uri_template: t for t in (await client.list_resource_templates()).resource_templates}
     assert set(templates) == {
         "tw://jobs/{job_id}", "tw://jobs/{job_id}/metrics", "tw://jobs/{job_id}/log{?tail}",
-        "tw://jobs/{job_id}/loss.png", "tw://datasets/{dataset_id}", "tw://datasets/{dataset_id}/report.html", "tw://adapters/{adapter_id}",
+        "tw://jobs/{job_id}/loss.png", "tw://jobs/{job_id}/report.html", "tw://guides/{topic}",
+        "ui://tunewright/jobs/now{?job}", "tw://datasets/{dataset_id}",
+        "tw://datasets/{dataset_id}/report.html", "tw://adapters/{adapter_id}",
         "tw://exports/{export_id}",
     }  # fmt: skip
     for entry in (*resources.values(), *templates.values()):

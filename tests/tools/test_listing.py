@@ -16,15 +16,16 @@ Tools = dict[str, Tool]
 MAX_LIST_BYTES = 30_000
 READ_ONLY = {
     "check_environment", "list_models", "inspect_dataset", "read_documents", "get_status", "list_artifacts",
-    "plan_finetune",
+    "plan_finetune", "compare_runs",
 }  # fmt: skip
-LOCAL_WRITES = {"add_examples"}
+LOCAL_WRITES = {"add_examples", "submit_judgements"}
 DESTRUCTIVE = {"cancel_job", "publish_to_ollama", "publish_to_hub", "delete_artifact"}
-IDEMPOTENT = {"cancel_job", "delete_artifact"}
+IDEMPOTENT = {"cancel_job", "delete_artifact", "submit_judgements"}
 # What can reach the network: downloads of models, tokenizers and tools, and publishing (which resume_job may do again).
 OPEN_WORLD = {
     "prepare_dataset", "inspect_dataset", "start_finetune", "resume_job", "chat_with_adapter", "merge_and_export",
     "publish_to_ollama", "publish_to_hub", "generate_examples", "plan_finetune",
+    "validate_adapter", "benchmark_adapter",
 }  # fmt: skip
 
 
@@ -102,9 +103,6 @@ def _bounds(schema: dict[str, Any]) -> dict[str, Any]:
         "maximum",
         "exclusiveMinimum",
         "exclusiveMaximum",
-        "minLength",
-        "maxLength",
-        "minItems",
         "enum",
     )
     found = {key: schema[key] for key in limits if key in schema}

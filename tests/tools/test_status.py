@@ -205,14 +205,21 @@ async def test_what_a_job_made_decides_what_comes_next(
     call: Call, ended_job: EndedJob, adapter: Row, export: Row
 ) -> None:
     made = {
-        ended_job("finetune", "succeeded", {"adapter_id": adapter["id"]}): ["chat_with_adapter", "merge_and_export"],
+        ended_job("finetune", "succeeded", {"adapter_id": adapter["id"]}): [
+            "chat_with_adapter", "validate_adapter", "merge_and_export",
+        ],
+        ended_job("validate", "succeeded", {"adapter_id": adapter["id"], "pairs": 20}): [
+            "submit_judgements", "merge_and_export",
+        ],
+        ended_job("validate", "succeeded", {"adapter_id": adapter["id"], "pairs": 0}): ["merge_and_export"],
+        ended_job("benchmark", "succeeded", {"adapter_id": adapter["id"]}): ["merge_and_export"],
         ended_job("export", "succeeded", exported(export, "gguf:q8_0")): ["publish_to_ollama"],
         ended_job("export", "succeeded", exported(export, "merged_16bit")): ["publish_to_hub"],
         ended_job("export", "succeeded", exported(export, "gguf:q8_0", failed=True)): ["get_status"],
         ended_job("publish_hub", "succeeded", {"publication_id": "pub-x"}): ["list_artifacts"],
         ended_job("finetune", "interrupted"): ["resume_job", "get_status"],
         ended_job("finetune", "cancelled"): ["resume_job", "get_status"],
-    }
+    }  # fmt: skip
     for job_id, expected in made.items():
         answer = await call("get_status", job_id=job_id)
         assert [step["tool"] for step in answer["next_steps"]] == expected

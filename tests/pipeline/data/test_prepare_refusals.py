@@ -106,16 +106,16 @@ BAD_FILES: dict[str, tuple[str, Any, dict[str, Any], str, list[str]]] = {
     "a domain pack that is not there": (
         "a.json",
         [GOOD],
-        {"domain": "/nowhere/pack.yaml"},
+        {"domain": "nowhere/pack.yaml"},
         "pack_not_found",
         ["pack.yaml"],
     ),
     "a benchmark that is not there": (
         "a.json",
         [GOOD],
-        {"benchmark_dir": "/nowhere/x"},
+        {"benchmark_dir": "nowhere/x"},
         "benchmark_not_found",
-        ["/nowhere/x"],
+        ["nowhere/x"],
     ),
     "an unknown model": ("a.json", [GOOD], {"model": "nosuchmodel"}, "model_not_found", ["nosuchmodel"]),
 }

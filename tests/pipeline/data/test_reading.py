@@ -359,26 +359,24 @@ def test_no_damage_to_a_columnar_file_does_more_than_refuse_it(write: Write, kin
     assert codes <= {"broken_file", "empty_file", "broken_rows", "duplicate_columns"}
 
 
-def test_a_pipe_or_a_device_is_refused_without_being_opened(tmp_path: Path) -> None:
+def test_a_pipe_or_a_device_is_refused_without_being_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEWRIGHT_ALLOW_DIRS", f"{tmp_path}{os.pathsep}/dev")
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path / "pipe.jsonl", Path("/dev/zero")):
         assert refusal(path).code == "not_a_file"
 
 
 @pytest.fixture
-def unprivileged() -> Iterator[None]:
-    """Files are opened as a user who owns none of them: root may read everything."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    yield
-    os.seteuid(0)
+def unreadable(write: Write) -> Iterator[Path]:
+    """A file, opened as a user who may not: root may read everything."""
+    path = write("a.jsonl", "{}")
+    path.chmod(0)
+    is_root = os.geteuid() == 0
+    os.seteuid(65534 if is_root else os.geteuid())
+    yield path
+    if is_root:
+        os.seteuid(0)
 
 
-@pytest.mark.usefixtures("unprivileged")
-def test_a_file_that_may_not_be_read_is_refused() -> None:
-    path = Path("/etc/shadow")
-    if os.access(path, os.R_OK, effective_ids=True) or not path.exists():
-        pytest.skip("this machine has no file that may not be read")
-    assert refusal(path).code == "unreadable_file"
+def test_a_file_that_may_not_be_read_is_refused(unreadable: Path) -> None:
+    assert refusal(unreadable).code == "unreadable_file"

@@ -165,9 +165,9 @@ REFUSED: dict[str, tuple[Any, str, list[str]]] = {
     "a config that is no text": ([{"source": "o/n", "config": 5}], "invalid_source", ["config"]),
     "an unknown suffix": ("{folder}/b.xlsx", "unsupported_file", [".xlsx", ".parquet"]),
     "a misspelt file": ("{folder}/a.jsnl", "source_not_found", ["Nearest: a.jsonl"]),
-    "a path with a zero byte": ("a\0b", "source_not_found", []),
+    "a path with a zero byte": ("a\0b", "invalid_path", ["no path"]),
     "a pipe": ("{folder}/pipe.jsonl", "not_a_file", ["pipe.jsonl"]),
-    "a device": ("/dev/zero", "not_a_file", ["/dev/zero"]),
+    "a device": ("/dev/zero", "path_not_allowed", ["/dev/zero"]),
     "an own dataset that is not there": ("ds-nowhere-1234", "artifact_not_found", ["ds-nowhere-1234"]),
     "an endless name": ("x" * 5000, "invalid_source", ["no path"]),
 }  # fmt: skip

@@ -131,6 +131,11 @@ BROKEN = {
     "a text for an entry": ("language: zh\nterms: [a]\n", "invalid_pack", "no keys in its term 1"),
     "a text for a list": ("language: zh\nterms: [{term: a, synonyms: b}]\n", "invalid_pack", "synonyms in its term 1"),
     "an unquoted NO": ("language: zh\nterms: [{term: a, abbreviations: [NO]}]\n", "invalid_pack", "False as abbrev"),
+    "one key twice": (
+        "language: zh\nterms:\n  - {term: a, en: b, en: c}\n",
+        "broken_pack",
+        "'en' a second time in line 3",
+    ),
     "one name twice": ("language: zh\nterms: [{term: a, synonyms: [c]}, {term: C}]\n", "ambiguous_term", "'c'"),
 }
 
@@ -144,6 +149,12 @@ def test_a_broken_pack_is_refused_with_its_place(tmp_path: Path, case: str) -> N
         terms.load(path)
     assert raised.value.code == code
     assert words in str(raised.value) and "pack.yaml" in str(raised.value)
+
+
+def test_what_is_also_said_for_a_term_is_left_as_it_is(tmp_path: Path) -> None:
+    content = "language: zh\nterms: [{term: 妊娠, synonyms: [受孕], also: [怀孕], source: 《妇产科学》}]\n"
+    applied = terms.load(pack(tmp_path, content))
+    assert applied.apply("怀孕即受孕。") == ("怀孕即妊娠。", Counter({"受孕 → 妊娠": 1}))
 
 
 def test_an_absent_pack_is_not_found(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_hidden_files_and_other_kinds_are_passed_over(workspace: Workspace, tmp_
         ("{library}/*.xml", NotFound, "no_documents"),
         ("{library}/rows.csv", InvalidInput, r"unsupported_document: .*rows\.csv is a \.csv.*prepare_dataset"),
         ("x" * 5000, InvalidInput, "invalid_source: 'x.*is no path"),
-        ("\0", NotFound, "source_not_found"),
+        ("\0", InvalidInput, "invalid_path"),
         (" ", InvalidInput, "invalid_source"),
     ],
 )
