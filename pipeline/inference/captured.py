@@ -122,19 +122,20 @@ class Captured:
         room, graphs = self._room(name, _power_of_two(count), _power_of_two(max(tokens + 1, LEAST_TOKENS)))
         room.take(context)
         copies = [(torch.empty(count, dtype=torch.long, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
+        ids = sampler.choose(logits)[:, 0]
+        rows.take(dict(enumerate(ids.tolist())))
         step = 0
-        while True:
-            ids = sampler.choose(logits)[:, 0]
+        while rows.alive:
+            room.ids[:count] = ids
+            ids = sampler.choose(self._run(name, room, graphs, step)[:count])[:, 0]
             chosen, copied = copies[step % 2]
             chosen.copy_(ids, non_blocking=True)
             copied.record()
-            room.ids[:count] = ids
-            # The next step is under way before this one's tokens are looked at.
-            logits = self._run(name, room, graphs, step)[:count]
-            copied.synchronize()
-            rows.take(dict(enumerate(chosen.tolist())))
-            if not rows.alive:
-                return
+            if step:
+                # This step is under way before the tokens of the one before are looked at.
+                chosen, copied = copies[(step - 1) % 2]
+                copied.synchronize()
+                rows.take(dict(enumerate(chosen.tolist())))
             step += 1
 
     def _run(self, name: str | None, room: Room, graphs: Graphs, step: int) -> torch.Tensor:

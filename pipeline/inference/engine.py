@@ -102,7 +102,7 @@ class Engine:
             self.unload()
             model = loading.load_base(subject.base, load_in_4bit=subject.load_in_4bit, device=self._device)
             forward = Forward(model, self._device)
-            captured = _captured(forward, self._budget(forward) // 2)
+            captured = _captured(forward, self._budget(forward))
             self._now = _Resident(key, forward, Adapters(model), captured, subject.context_tokens)
         return self._now
 
@@ -197,13 +197,13 @@ class Engine:
             yield
 
     def _budget(self, forward: Forward) -> int:
-        """Bytes for what is computed, told from what the machine has and not from what is free now: the same call must
-        make the same batches.
+        """Bytes for what is computed, and as many for the room that captured steps keep. Told from what the machine has
+        and not from what is free now: the same call must make the same batches.
         """
         if self._device.type == "cpu":
             return int(psutil.virtual_memory().total * MEMORY_SHARE)
         total = torch.cuda.get_device_properties(self._device).total_memory
-        return int(total * VRAM_SHARE) - forward.model.get_memory_footprint()
+        return (int(total * VRAM_SHARE) - forward.model.get_memory_footprint()) // 2
 
 
 def _within(request: Request, context_tokens: int) -> Request:

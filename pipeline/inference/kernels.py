@@ -113,7 +113,8 @@ def store_heads(
     return queries
 
 
-@triton.jit
+# The number of chunks grows with the room: specialized to it, a longer prompt would wait for a compilation.
+@triton.jit(do_not_specialize=["chunks"])
 def _attend(
     queries, keys, values, position, partial, weights, scale, group, kv_heads, length, chunks, width,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
@@ -151,7 +152,7 @@ def _attend(
     tl.store(weights + slot, highest + tl.log(total), mask=is_head)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def _merge(partial, weights, position, out, heads, chunks, width, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, WIDTH)

@@ -32,8 +32,9 @@ class Sampler:
         self._top_p = column([rule.top_p for rule in rules])
         self._min_p = column([rule.min_p for rule in rules])
         self._penalty = column([rule.repetition_penalty for rule in rules])
-        self._uniform = torch.stack([_uniform(r.seed, max(r.max_new_tokens for r in requests)) for r in requests])
-        self._uniform = self._uniform.to(device)
+        # One more than is asked for: captured steps are a step ahead.
+        longest = 1 + max(request.max_new_tokens for request in requests)
+        self._uniform = torch.stack([_uniform(request.seed, longest) for request in requests]).to(device)
         self._rank = torch.arange(vocabulary, device=device)
         self._seen = torch.zeros(len(requests), vocabulary, dtype=torch.bool, device=device)
         for row, request in enumerate(requests):

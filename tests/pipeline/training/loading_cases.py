@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,8 +28,6 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tunewright.pipeline import jobs, models, toy
-from tunewright.pipeline.chat import client
-from tunewright.pipeline.chat.host import Host
 from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.errors import TunewrightError
@@ -285,29 +282,6 @@ def rates(bench: Bench, base: str, **changed: Any) -> dict[str, Any]:
     }
 
 
-def chat(bench: Bench, adapter_id: str) -> dict[str, Any]:
-    """The answers of a model that was trained as a whole and of its base, from the chat host's own code."""
-    request = client.prepare(
-        bench.workspace, adapter_id=adapter_id, model=None, messages=[{"role": "user", "content": "Hello"}],
-        thinking=False, compare_with_base=True, max_new_tokens=8, sampling={"temperature": 0.0}, seed=1,
-    )  # fmt: skip
-    ours, theirs = Pipe()
-    answers = Host(bench.workspace)._answer(ours, request)
-    theirs.close()
-    prompt = request["messages"]
-    expected: dict[str, str] = {}
-    for which, source in {"tuned": request["whole_model"], "base": request["loadable"]}.items():
-        model, _ = FastLanguageModel.from_pretrained(source, max_seq_length=256, load_in_4bit=False)
-        template = ChatTemplate(Path(request["tokenizer_folder"]))
-        ids = torch.tensor([template.ids(template.render(prompt, add_generation_prompt=True))], device=bench.device)
-        config = transformers.GenerationConfig(do_sample=False, max_new_tokens=8, eos_token_id=1, pad_token_id=1)
-        with torch.no_grad():
-            made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        text = template.tokenizer.decode(made[0, ids.shape[1] :].tolist(), skip_special_tokens=True)
-        expected[which] = text.strip()
-    return {"answers": {which: answers[which]["text"] for which in expected}, "expected": expected}
-
-
 def attaching(bench: Bench) -> dict[str, Any]:
     """What Unsloth sees while it loads, after another run of this process trained a whole model, and while it attaches
     an adapter and might put embeddings off into a folder it derives from it.
@@ -427,7 +401,6 @@ def main(folder: Path, names: list[str]) -> None:
     for name, (base, changed) in RATES.items():
         seen("rates", name, lambda base=base, changed=changed: rates(bench, base, **changed))
     seen("attaching", "embeddings", lambda: attaching(bench))
-    seen("chat", "full", lambda: chat(bench, facts["forms"]["full chat"]["adapter"]))
     for name, changed in {"lora": {}, "freeze": {"finetuning_type": "freeze"}, "embeddings": EMBEDDINGS}.items():
         seen(
             "gradients", name,

@@ -227,10 +227,3 @@ def test_what_cannot_be_trained_is_refused_and_never_taken_for_a_want_of_support
     assert found["code"] == code
     assert re.search(said, found["text"])
     assert found["events"] == []
-
-
-def test_a_model_trained_as_a_whole_answers_in_the_chat_and_so_does_its_base(loading_facts: dict[str, Any]) -> None:
-    seen = loading_facts["chat"]["full"]
-    assert "failed" not in seen, seen["failed"]
-    assert seen["answers"] == seen["expected"]
-    assert seen["answers"]["tuned"] != seen["answers"]["base"]
