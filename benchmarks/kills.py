@@ -176,7 +176,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def run(workspace: Workspace, kills: int, steps: int, save_steps: int, seed: int) -> list[str]:
-    source = workspace.home.root / "numbers.json"
+    source = workspace.home.cache / "numbers.json"
     source.write_text(json.dumps(rows()), encoding="utf-8")
     dataset_id = prepare(workspace, source, eval_fraction=0.1)["id"]
     untouched = submit(workspace, dataset_id, "untouched", steps, save_steps)

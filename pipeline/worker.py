@@ -125,8 +125,10 @@ def _write_report(context: JobContext, kind: str) -> None:
         return
     try:
         reports.write(context.workspace, context.job_id)
-    except (OSError, TunewrightError) as error:
-        context.event("warning", "no_report", f"Its report.html could not be written: {error}.")
+    except Exception as error:  # noqa: BLE001 - the job has succeeded, whatever its page meets
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {error}"
+        context.event("warning", "no_report", f"Its report.html could not be written ({why}).")
 
 
 def _describe(context: JobContext, error: BaseException) -> dict[str, str]:

@@ -39,3 +39,18 @@ def test_a_full_disk_is_told_as_such_whichever_library_meets_it(
     assert worker.run_job(workspace, "job-a-0001") == State.FAILED
     told = workspace.store.job("job-a-0001")["error"]
     assert told["code"] == "no_disk_space" and "resume_job(" in told["next"]
+
+
+def test_a_job_whose_page_cannot_be_made_has_succeeded_all_the_same(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace.home.jobs / "job-a-0001").mkdir()
+    workspace.store.execute(
+        "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,0,'{}',?)",
+        "job-a-0001", "finetune", "queued", time.time(),
+    )  # fmt: skip
+    monkeypatch.setattr(worker.rerun, "remember", lambda context: None)
+    monkeypatch.setattr(worker, "stage", lambda kind: lambda context: {"adapter_id": "ad-gone-0000"})
+    # A spec without arguments is none that a page can tell of.
+    assert worker.run_job(workspace, "job-a-0001") == State.SUCCEEDED
+    assert [event["code"] for event in workspace.store.events("job-a-0001", 9)][-2:] == ["succeeded", "no_report"]

@@ -60,11 +60,13 @@ def test_a_limit_binds_where_it_is_lower(cards: list[Gpu]) -> None:
 
 
 def test_our_own_processes_are_known_by_their_command(tmp_path: object) -> None:
-    code = "import sys; sys.stdin.read()"
+    code = "import sys; print(flush=True); sys.stdin.read()"
     ours = [sys.executable, "-c", code, "tunewright.pipeline.worker"]
     for command, is_ours in ((ours, True), (ours[:3], False)):
-        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
+            # Until it runs, the system knows no command of it.
+            assert process.stdout is not None and process.stdout.readline()
             assert machine._is_tunewright(process.pid) is is_ours
         finally:
             process.communicate(timeout=20)
