@@ -109,7 +109,7 @@ def allow(folders: Iterable[str | Path]) -> None:
 def allowed_here() -> list[str]:
     """What this process may read because of where and how it was started: for a job, whose worker starts elsewhere."""
     here = settings.working_folder()
-    return [str(folder) for folder in (*settings.allowed_folders(), *([here] if here else []))]
+    return list(dict.fromkeys(map(str, (*settings.allowed_folders(), *([here] if here else [])))))
 
 
 def _real(path: Path) -> Path:

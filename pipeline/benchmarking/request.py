@@ -136,7 +136,8 @@ def _harness(
         raise InvalidInput(
             "code_not_trusted", f"lm-eval runs the Python that the tasks in {folder} name.",
             allowed=f"The user allows it by setting {settings.TRUST_REMOTE_CODE}={folder} for the server. Folders in "
-            f"the layouts of {', '.join(BENCHMARKS)} hold no code and need no such word.",
+            f"the layouts of {', '.join(BENCHMARKS)} hold no code and need no such word. "
+            f"{nearest(task, list(BENCHMARKS))}",
             next=again, done="Nothing was run.",
         )  # fmt: skip
     return {"task_dir": str(folder) if folder else None}
