@@ -11,7 +11,7 @@ adapter that is more than plain LoRA, which peft cannot run from the disk.
 import gc
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -172,7 +172,8 @@ def _check_merge(
     cases: Cases, base: Path, source: Path, adapter_scale: float, merged: torch.Tensor
 ) -> tuple[MergeCheck | None, str | None]:
     """Compares base and adapter with the logits of `merged`; or says why that was not possible."""
-    with TemporaryDirectory(prefix="offload-") as offload:
+    # Of weights on the disk peft makes a copy under their path without its first slash: in the working folder.
+    with TemporaryDirectory(prefix="offload-") as offload, chdir(offload):
         room = _room()
         model = _load(base, torch.float32, Path(offload), room)
         if not _fits(model) and not _is_plain(source):

@@ -77,7 +77,10 @@ def test_a_model_larger_than_memory_gives_the_same_from_the_disk(
     folder = merged(tiny, machine, base, adapter, tmp_path / "merged", 1.0)
     in_memory = measure(tiny, machine, base, adapter, folder)
     monkeypatch.setattr(host, "memory_gib", lambda: (0.001, 1.0))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     from_disk = measure(tiny, machine, base, adapter, folder)
+    assert not any((tmp_path / "here").iterdir()), "peft's copies go with the folder that they are made in"
     assert from_disk.logprobs == pytest.approx(in_memory.logprobs, abs=1e-5)
     assert from_disk.merge == in_memory.merge and in_memory.answers.given is not None
     assert from_disk.answers.given is None and "no answers" in from_disk.notes[0]
