@@ -17,7 +17,6 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from tunewright.pipeline import files, jobs
-from tunewright.pipeline.chat_template import Message
 from tunewright.pipeline.errors import Conflict, InvalidInput, NotFound, call, nearest
 from tunewright.pipeline.evaluation import statistics
 from tunewright.pipeline.evaluation.statistics import Interval
@@ -35,7 +34,7 @@ class Pair:
     """One question with both answers. `messages` is the conversation up to the answer."""
 
     id: str
-    messages: list[Message]
+    messages: list[dict[str, Any]]
     a: str
     b: str
 
