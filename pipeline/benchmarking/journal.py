@@ -4,14 +4,12 @@ One JSON line a question. A subject's lines are on the disk together before the 
 nothing counts, and it is answered anew.
 """
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tunewright.pipeline import files
+from tunewright.pipeline import files, journal
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,12 @@ class Journal:
     """The journal at `path`, made where it is missing; whole subjects alone, of which `expected` tells the sizes."""
 
     def __init__(self, path: Path, expected: Mapping[str, int]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1].splitlines()
-        entries = [Answered(**json.loads(line)) for line in whole]
+        entries = [Answered(**entry) for entry in journal.read(path)]
         counts = Counter((entry.model, entry.subject) for entry in entries)
         self.entries = [entry for entry in entries if counts[entry.model, entry.subject] == expected[entry.subject]]
         self._path = path
-        if len(self.entries) < len(entries) or not content.endswith(b"\n"):
-            files.write_text(path, "".join(map(_line, self.entries)))
+        if len(self.entries) < len(entries):
+            files.write_text(path, "".join(journal.line(asdict(entry)) for entry in self.entries))
 
     @property
     def done(self) -> set[tuple[str, str]]:
@@ -52,12 +47,5 @@ class Journal:
 
     def append(self, entries: Sequence[Answered]) -> None:
         """Adds a whole subject of one model; on the disk after return."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(map(_line, entries)))
-            file.flush()
-            os.fsync(file.fileno())
+        journal.append(self._path, map(asdict, entries))
         self.entries += entries
-
-
-def _line(entry: Answered) -> str:
-    return json.dumps(asdict(entry), ensure_ascii=False) + "\n"

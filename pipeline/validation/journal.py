@@ -1,29 +1,17 @@
-"""What was measured, kept as it comes, so that a job that was killed measures nothing twice.
+"""What was measured, kept as it comes (`pipeline/journal.py`): one line a part of the work, under its key."""
 
-One JSON line a part of the work, on the disk before it is used. A line torn by a kill or a power cut is taken off at
-the next start; only that part is done again.
-"""
-
-import json
-import os
 from pathlib import Path
 from typing import Any
+
+from tunewright.pipeline import journal
 
 
 class Journal:
     """The journal at `path`, made where it is missing; its lines by key."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
         self._path = path
-        self._lines: dict[str, Any] = {}
-        for line in content[:whole].splitlines():
-            entry = json.loads(line)
-            self._lines[entry["key"]] = entry["value"]
+        self._lines: dict[str, Any] = {entry["key"]: entry["value"] for entry in journal.read(path)}
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -36,8 +24,5 @@ class Journal:
 
     def append(self, key: str, value: Any) -> None:
         """Adds a line; on the disk after return."""
-        with self._path.open("ab") as file:
-            file.write(json.dumps({"key": key, "value": value}).encode("ascii") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        journal.append(self._path, [{"key": key, "value": value}])
         self._lines[key] = value
