@@ -72,6 +72,7 @@ def ours(model: Path, adapter: Path, bits: int) -> dict[str, Ask]:
         Subject(
             name="ad", base=str(model), adapter_id="ad", adapter_path=str(adapter), base_without=str(model),
             tokenizer_folder=str(model), load_in_4bit=bits == 4, context_tokens=40_960, enable_thinking=False,
+            trust_remote_code=False,
         )
     )  # fmt: skip
 

@@ -153,7 +153,9 @@ def _ask(context: JobContext, manager: Any, names: Sequence[str]) -> dict[str, f
 
 def _load(source: str, subject: Subject) -> Any:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    model = loading.load_base(source, load_in_4bit=subject.load_in_4bit, device=device)
+    model = loading.load_base(
+        source, load_in_4bit=subject.load_in_4bit, device=device, trust_remote_code=subject.trust_remote_code
+    )
     if subject.adapter_path is None:
         return model
     return loading.add_adapter(model, Path(subject.adapter_path), "tuned")

@@ -100,7 +100,10 @@ class Engine:
         key = (subject.base, subject.load_in_4bit)
         if self._now is None or self._now.key != key:
             self.unload()
-            model = loading.load_base(subject.base, load_in_4bit=subject.load_in_4bit, device=self._device)
+            model = loading.load_base(
+                subject.base, load_in_4bit=subject.load_in_4bit, device=self._device,
+                trust_remote_code=subject.trust_remote_code,
+            )  # fmt: skip
             forward = Forward(model, self._device)
             captured = _captured(forward, self._budget(forward))
             self._now = _Resident(key, forward, Adapters(model), captured, subject.context_tokens)

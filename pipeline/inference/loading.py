@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from tunewright.pipeline.errors import Conflict
 
 
-def load_base(source: str, *, load_in_4bit: bool, device: torch.device) -> Any:
-    """The model in `source` (folder or Hub id), ready to answer.
+def load_base(source: str, *, load_in_4bit: bool, device: torch.device, trust_remote_code: bool) -> Any:
+    """The model in `source` (folder or Hub id), ready to answer; its own Python runs only where it is trusted.
 
     In 4 bits as they are trained in: NF4, its scales quantized too. A base that is quantized already stays as it is.
     Raises Conflict where Unsloth has rewritten transformers in this process, OSError for files, OutOfMemoryError.
     """
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     dtype = _dtype(config, device)
     quantization: dict[str, Any] = {}
     if load_in_4bit and not hasattr(config, "quantization_config"):
@@ -26,12 +26,13 @@ def load_base(source: str, *, load_in_4bit: bool, device: torch.device) -> Any:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, device_map={"": device}, use_safetensors=True, **quantization
-    )
+        source, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=trust_remote_code,
+        **quantization,
+    )  # fmt: skip
     if any(type(module).forward.__module__.startswith("unsloth") for module in model.modules()):
         raise Conflict(
             "process_has_trained", "A model was trained in this process, and Unsloth has rewritten transformers in it.",
-            allowed="Answers need a process of their own: a server without --inline gives them one.",
+            allowed="Answers need a process of their own.",
             next="check_environment()", done="No answer was made.",
         )  # fmt: skip
     return model.eval().requires_grad_(False)

@@ -43,6 +43,7 @@ class Subject:
     load_in_4bit: bool
     context_tokens: int
     enable_thinking: bool
+    trust_remote_code: bool
 
     @property
     def untrained(self) -> "Subject":
@@ -68,6 +69,7 @@ def resolve(workspace: Workspace, *, adapter_id: str | None = None, model: str |
         name=base.name, base=base.loadable, adapter_id=None, adapter_path=None, base_without=base.loadable,
         tokenizer_folder=str(models.tokenizer_folder(workspace, base.name)), load_in_4bit=bool(gpu.indexes()),
         context_tokens=_context_tokens(base.config), enable_thinking=False,
+        trust_remote_code=base.trust_remote_code,
     )  # fmt: skip
 
 
@@ -82,7 +84,7 @@ def _of_adapter(workspace: Workspace, adapter_id: str) -> Subject:
         name=adapter["id"], base=document["path"] if whole else trained_on, adapter_id=adapter["id"],
         adapter_path=None if whole else document["path"], base_without=trained_on,
         tokenizer_folder=document["path"], load_in_4bit=four_bit, context_tokens=_context_tokens(base.config),
-        enable_thinking=bool(document.get("enable_thinking")),
+        enable_thinking=bool(document.get("enable_thinking")), trust_remote_code=base.trust_remote_code,
     )  # fmt: skip
 
 

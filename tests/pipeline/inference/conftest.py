@@ -126,6 +126,7 @@ def subject(base: Callable[[str], Path], adapter: Callable[[str, str], Path]) ->
         alone = Subject(
             name=family, base=folder, adapter_id=None, adapter_path=None, base_without=folder,
             tokenizer_folder=folder, load_in_4bit=False, context_tokens=256, enable_thinking=False,
+            trust_remote_code=False,
         )  # fmt: skip
         if kind is None:
             return alone

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tunewright.pipeline import models
+from tunewright.pipeline import models, settings
 from tunewright.pipeline.errors import InvalidInput, NotFound
 from tunewright.pipeline.inference import subject
 from tunewright.pipeline.inference.subject import Subject
@@ -57,8 +57,18 @@ def test_an_adapter_stands_on_its_base_with_its_own_tokenizer(
     assert subject.resolve(workspace, adapter_id="ad-a") == Subject(
         name="ad-a-0001", base=str(local_model), adapter_id="ad-a-0001", adapter_path=folder,
         base_without=str(local_model), tokenizer_folder=folder, load_in_4bit=True, context_tokens=2048,
-        enable_thinking=True,
+        enable_thinking=True, trust_remote_code=False,
     )  # fmt: skip
+
+
+def test_a_models_own_code_is_trusted_only_where_the_setting_names_it(
+    workspace: Workspace, add_adapter: AddAdapter, local_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_adapter(str(local_model))
+    assert not subject.resolve(workspace, adapter_id="ad-a").trust_remote_code
+    monkeypatch.setenv(settings.TRUST_REMOTE_CODE, f"owner/name,{local_model}")
+    assert subject.resolve(workspace, adapter_id="ad-a").trust_remote_code
+    assert subject.resolve(workspace, model=str(local_model)).trust_remote_code
 
 
 def test_a_model_trained_as_a_whole_is_its_own_base_and_compared_with_what_it_was(
