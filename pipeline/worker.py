@@ -68,11 +68,16 @@ def stage(kind: str) -> Callable[[JobContext], dict[str, Any]]:
             raise ValueError(f"unknown kind of job: {kind}")
 
 
-def run_job(workspace: Workspace, job_id: str) -> State:
-    """Runs the job in this process; returns the terminal state it stored."""
+def run_job(workspace: Workspace, job_id: str, *, own_process: bool = False) -> State:
+    """Runs the job in this process; returns the terminal state it stored.
+
+    A process of its own, started in another folder, may read what the server that took the job might.
+    """
     context = JobContext.of(workspace, job_id)
     row = workspace.store.job(job_id)
     try:
+        if own_process:
+            access.allow(files.read_json(context.folder / "spec.json").get("allowed", ()))
         device = lease.hold_device(workspace, job_id, context.check_cancelled) if row["needs_device"] else nullcontext()
         with device as held:
             context.check_cancelled()
@@ -180,9 +185,8 @@ def main() -> None:
     with jobs.spawn_lock(workspace):
         if workspace.store.job(arguments.job)["pid"] != os.getpid():
             return
-    access.allow(files.read_json(jobs.folder(workspace, arguments.job) / "spec.json").get("allowed", ()))
     os.nice(NICENESS)
-    state = run_job(workspace, arguments.job)
+    state = run_job(workspace, arguments.job, own_process=True)
     sys.exit(0 if state == State.SUCCEEDED else 1)
 
 

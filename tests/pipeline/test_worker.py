@@ -20,6 +20,16 @@ FULL = [
 ]
 
 
+def queue(workspace: Workspace, kind: str, spec: str = "{}") -> None:
+    folder = workspace.home.jobs / "job-a-0001"
+    folder.mkdir()
+    (folder / "spec.json").write_text(spec, encoding="utf-8")
+    workspace.store.execute(
+        "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,0,'{}',?)",
+        "job-a-0001", kind, "queued", time.time(),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("error", FULL, ids=["torch", "safetensors", "python"])
 def test_a_full_disk_is_told_as_such_whichever_library_meets_it(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -30,11 +40,7 @@ def test_a_full_disk_is_told_as_such_whichever_library_meets_it(
 
         return run
 
-    (workspace.home.jobs / "job-a-0001").mkdir()
-    workspace.store.execute(
-        "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,0,'{}',?)",
-        "job-a-0001", "export", "queued", time.time(),
-    )  # fmt: skip
+    queue(workspace, "export")
     monkeypatch.setattr(worker, "stage", stage)
     assert worker.run_job(workspace, "job-a-0001") == State.FAILED
     told = workspace.store.job("job-a-0001")["error"]
@@ -44,13 +50,15 @@ def test_a_full_disk_is_told_as_such_whichever_library_meets_it(
 def test_a_job_whose_page_cannot_be_made_has_succeeded_all_the_same(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (workspace.home.jobs / "job-a-0001").mkdir()
-    workspace.store.execute(
-        "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,0,'{}',?)",
-        "job-a-0001", "finetune", "queued", time.time(),
-    )  # fmt: skip
+    queue(workspace, "finetune")
     monkeypatch.setattr(worker.rerun, "remember", lambda context: None)
     monkeypatch.setattr(worker, "stage", lambda kind: lambda context: {"adapter_id": "ad-gone-0000"})
     # A spec without arguments is none that a page can tell of.
     assert worker.run_job(workspace, "job-a-0001") == State.SUCCEEDED
     assert [event["code"] for event in workspace.store.events("job-a-0001", 9)][-2:] == ["succeeded", "no_report"]
+
+
+def test_a_job_whose_spec_cannot_be_read_fails_with_a_word_of_it(workspace: Workspace) -> None:
+    queue(workspace, "export", spec='{"allowed": [')
+    assert worker.run_job(workspace, "job-a-0001", own_process=True) == State.FAILED
+    assert workspace.store.job("job-a-0001")["error"]["what"].startswith("JSONDecodeError: ")

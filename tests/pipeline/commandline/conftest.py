@@ -63,7 +63,9 @@ def job(workspace: Workspace) -> Callable[..., str]:
 
     def insert(state: str, kind: str = "finetune", name: str = "numbers", age_s: float = 9, **columns: Any) -> str:
         job_id = f"job-{name}-{len(workspace.store.rows('SELECT id FROM jobs')):04}"
-        (workspace.home.jobs / job_id).mkdir()
+        folder = workspace.home.jobs / job_id
+        folder.mkdir()
+        (folder / "spec.json").write_text("{}", encoding="utf-8")
         now = time.time()
         row: dict[str, Any] = {
             "id": job_id, "kind": kind, "state": state, "needs_device": 1, "spec": "{}", "created_at": now - age_s,
