@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from mcp.server import MCPServer
-from mcp.server.apps import Apps
+from mcp.server.apps import APP_MIME_TYPE, Apps
+from mcp.server.mcpserver.resources import FunctionResource
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -52,9 +53,7 @@ def register(server: MCPServer[Any], workspace: Workspace) -> None:
         headers = {**HEADERS, "Content-Security-Policy": f"{csp}; require-trusted-types-for 'script'"}
         return HTMLResponse(html, 200 if found else 404, headers)
 
-    @server.resource(
-        f"{VIEW}/now{{?job}}", mime_type="text/html;profile=mcp-app", description="What the view of jobs shows now."
-    )
+    @server.resource(f"{VIEW}/now{{?job}}", mime_type=APP_MIME_TYPE, description="What the view of jobs shows now.")
     def now(job: str | None = None) -> str:
         return page(workspace, job, script=None)[0]
 
@@ -62,8 +61,17 @@ def register(server: MCPServer[Any], workspace: Workspace) -> None:
 def view() -> Apps:
     """The extension that offers the page to hosts: give it to the server as one of its `extensions`."""
     apps = Apps()
-    html = _template("page.html.jinja").render(script=_script("app"), style=_style(), policy=_policy("app"))
-    apps.add_html_resource(VIEW, html, name="jobs", title="Jobs", description="A live view of jobs.")
+
+    def view_resource() -> str:
+        return _template("page.html.jinja").render(script=_script("app"), style=_style(), policy=_policy("app"))
+
+    # Made when a host asks: most never do, and starting would wait for it.
+    apps.add_resource(
+        FunctionResource.from_function(
+            view_resource, uri=VIEW, name="jobs", title="Jobs", description="A live view of jobs.",
+            mime_type=APP_MIME_TYPE,
+        )
+    )  # fmt: skip
     return apps
 
 

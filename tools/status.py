@@ -79,7 +79,9 @@ async def get_status(
         lines = [JobLine(**status.summarise(row)) for row in rows]
         return _result(Status(jobs=lines, next_steps=steps or [_begin(workspace)]))
     row = await wait_for(ctx, workspace, job_id, wait_s)
-    view = JobView(**status.describe(workspace, row, events=EVENTS[detail]))
+    # In a thread: a long run has thousands of steps, and others are served meanwhile.
+    told = await anyio.to_thread.run_sync(partial(status.describe, workspace, row, events=EVENTS[detail]))
+    view = JobView(**told)
     poll_after_s = None if row["state"] not in jobs.ACTIVE else min(30.0, max(2.0, (view.eta_s or 20) / 4))
     found = Status(job=view, next_steps=_next(workspace, row), poll_after_s=poll_after_s)
     if detail != "image":
