@@ -7,22 +7,22 @@ from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tunewright.pipeline.catalog import DEFAULT_MODEL
 from tunewright.pipeline.data.rows import Message, Record, to_json
 from tunewright.pipeline.data.splits import EVAL, TRAIN, count_rows, load_slice, split_file
 from tunewright.pipeline.errors import InvalidInput, NotFound, call
 from tunewright.pipeline.store import Row
+from tunewright.pipeline.tokens import shortened
 from tunewright.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from tunewright.pipeline.chat_template import ChatTemplate
 
 VIEWS = ("conversation", "rendered", "mask")
-# Per message, rendered row or segment. The end is shown too: there it is seen whether an answer stops.
-MAX_CHARACTERS = 2000
-TAIL_CHARACTERS = 400
+# Of the texts that are shown, together: what an agent reads without being asked whether it wants so much.
+TOKENS_SHOWN, TOKENS_SHOWN_PER_ROW = 3_000, 1_000
 # Tokens of a segment that are shown one by one.
 MAX_PIECES = 300
 
@@ -43,7 +43,8 @@ def inspect(
     Each row has `row` (its number) and: conversation: `messages` (or what its kind holds); rendered: `text`, `tokens`;
     mask: `segments` (`text`, `trained`; `cut` for what lies beyond `max_seq_length`; where one row is asked for also
     `pieces`, its tokens one by one), `tokens`, `trained_tokens`. Of a preference pair the last two views show `chosen`
-    and `rejected`. Texts over 2,000 characters are shortened in the middle and say so.
+    and `rejected`. Where all have more than some 3,000 tokens (or 1,000 a row), the longest texts
+    are shortened in the middle and say so.
 
     Raises InvalidInput (view, split, offset, no model), NotFound (dataset or its files), and what loading the model's
     template raises.
@@ -66,7 +67,9 @@ def inspect(
             next=call("inspect_dataset", dataset_id=dataset["id"], offset=max(0, held - rows)),
         )
     show = _viewer(workspace, dataset, view, model, max_seq_length, by_token=rows == 1)
-    shown = [{"row": offset + i, **show(record)} for i, record in enumerate(load_slice(path, offset, rows))]
+    records = load_slice(path, offset, rows)
+    fitted = shortened([show(record) for record in records], max(TOKENS_SHOWN, TOKENS_SHOWN_PER_ROW * rows))
+    shown = [{"row": offset + i, **row} for i, row in enumerate(fitted)]
     return {
         "dataset_id": dataset["id"],
         "view": view,
@@ -110,19 +113,7 @@ def _viewer(
 
 
 def _conversation(record: Record) -> dict[str, Any]:
-    shown = {key: _short(value) for key, value in to_json(record).items()}
-    return shown | ({"source_chunk": record.source_chunk} if record.source_chunk else {})
-
-
-def _short(value: Any) -> Any:
-    """The value with every long text in it shortened."""
-    if isinstance(value, str):
-        return _shortened(value)
-    if isinstance(value, list):
-        return [_short(entry) for entry in cast("list[Any]", value)]
-    if isinstance(value, dict):
-        return {key: _short(entry) for key, entry in cast("dict[str, Any]", value).items()}
-    return value
+    return to_json(record) | ({"source_chunk": record.source_chunk} if record.source_chunk else {})
 
 
 def _each_half(
@@ -139,7 +130,7 @@ def _each_half(
 
 def _rendered(template: "ChatTemplate", messages: list[Message], record: Record) -> dict[str, Any]:
     text = record.text if record.kind == "text" else template.render(messages, tools=record.tools)
-    return {"text": _shortened(text), "tokens": len(template.ids(text))}
+    return {"text": text, "tokens": len(template.ids(text))}
 
 
 def _masked(
@@ -157,15 +148,8 @@ def _masked(
         tokens = list(run)
         # Together, not one by one: a character may be made of several tokens.
         text = template.tokenizer.decode([i for i, _ in tokens], skip_special_tokens=False)
-        segment: dict[str, Any] = {"text": _shortened(text), "trained": kind == "trained"}
+        segment: dict[str, Any] = {"text": text, "trained": kind == "trained"}
         if by_token:
             segment["pieces"] = template.tokens([i for i, _ in tokens[:MAX_PIECES]])
         segments.append(segment | ({"cut": True} if kind == "cut" else {}))
     return {"segments": segments, "tokens": len(ids), "trained_tokens": sum(mask[:limit])}
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= MAX_CHARACTERS:
-        return text
-    head = MAX_CHARACTERS - TAIL_CHARACTERS
-    return f"{text[:head]} … [{len(text) - MAX_CHARACTERS:,} characters left out] … {text[-TAIL_CHARACTERS:]}"

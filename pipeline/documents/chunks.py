@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 
+from tunewright.pipeline.tokens import CJK, estimate_tokens
+
 HEADING = re.compile(r" {0,3}(#{1,6})(?=[ \t]|$)")
 UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -18,11 +20,6 @@ MAX_HEADING_CHARACTERS = 300  # a longer line is a paragraph that happens to beg
 STRUCTURED = re.compile(r"[-*+>|]|\d{1,3}[.)]|\s{4}")
 MARKUP = re.compile(r"!?\[([^\]]{0,300})\]\([^)]{0,2000}\)|[*`]+")
 
-CHARACTERS_PER_TOKEN = 4
-CJK_CHARACTERS_PER_TOKEN = 1.5
-CJK = re.compile(
-    "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
 # After these a sentence has ended without a blank, so semchunk, which knows Western writing, would not see it.
 SENTENCE_END = re.compile("((?<![。！？…])[。！？…]+[”’」』）]*)(?=[^\\s。！？…”’」』）])")
 PADDING = re.compile(r"(?<=\S)[ \t]{3,}")
@@ -32,12 +29,6 @@ SENTENCE_MARK = "\u2028\u2028"
 EVENLY = 1.1
 # A section under this share of the wanted size is joined with its neighbour.
 SMALL_SHARE = 0.25
-
-
-def estimate_tokens(text: str) -> int:
-    """About how many tokens a modern tokenizer makes of `text`: CJK characters count 1/1.5 each, others 1/4."""
-    cjk = 0 if text.isascii() else len(CJK.findall(text))
-    return ceil(cjk / CJK_CHARACTERS_PER_TOKEN + (len(text) - cjk) / CHARACTERS_PER_TOKEN)
 
 
 @dataclass(frozen=True)

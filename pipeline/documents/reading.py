@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tunewright.pipeline import access
 from tunewright.pipeline.documents import chunks, conversion
-from tunewright.pipeline.documents.chunks import estimate_tokens
 from tunewright.pipeline.documents.conversion import SUFFIXES, Document
 from tunewright.pipeline.errors import InvalidInput, NotFound, TunewrightError, call, nearest
+from tunewright.pipeline.tokens import estimate_tokens
 from tunewright.pipeline.workspace import Workspace
 
 MAX_DOCUMENTS = 500
@@ -35,7 +35,7 @@ WHAT_WORKS = f"A source is a document ({', '.join(SUFFIXES)}), a folder of such,
 @dataclass(frozen=True)
 class Chunk:
     """A part of a document. `document` is the file's name, `headings` those it stands under from the outermost,
-    `tokens` an estimate (see `chunks.estimate_tokens`)."""
+    `tokens` an estimate (see `tokens.estimate_tokens`)."""
 
     id: str
     document: str

@@ -10,7 +10,7 @@ from mcp import Client
 from mcp.types import Tool
 from standins.documents import pdf
 
-from tunewright.pipeline.documents.chunks import estimate_tokens
+from tunewright.pipeline.tokens import estimate_tokens
 from tunewright.pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.anyio

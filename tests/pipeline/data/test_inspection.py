@@ -1,5 +1,7 @@
 """What an agent sees of a dataset is what the trainer will see."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from tunewright.pipeline.data import splits
 from tunewright.pipeline.data.inspection import inspect
 from tunewright.pipeline.data.prepare import prepare
 from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.tokens import estimate_tokens
 from tunewright.pipeline.workspace import Workspace
 
 Write = Callable[[str, Any], Path]
@@ -30,12 +33,31 @@ def test_rows_are_shown_from_the_offset_on_across_row_groups(
         assert shown["rows_in_split"] == len(train)
 
 
-def test_long_contents_are_shortened_and_say_so(workspace: Workspace, write: Write) -> None:
-    dataset = prepare(workspace, write("p.json", [{"prompt": "a" * 2000, "response": "b" * 2500 + "end"}]))
-    prompt, answer = inspect(workspace, dataset["id"])["rows"][0]["messages"]
-    assert prompt["content"] == "a" * 2000
-    assert "[503 characters left out]" in answer["content"] and answer["content"].endswith("end")
-    assert len(answer["content"]) < 2100
+def test_the_longest_texts_are_shortened_and_say_so_until_a_page_can_be_read(
+    workspace: Workspace, write: Write
+) -> None:
+    answer = "b" * 60_000 + "end"
+    dataset = prepare(workspace, write("p.json", [{"prompt": "a" * 2000, "response": answer}]))
+    shown = inspect(workspace, dataset["id"])
+    prompt, cut = (message["content"] for message in shown["rows"][0]["messages"])
+    assert prompt == "a" * 2000
+    assert cut.startswith("bbb") and cut.endswith("end")
+    kept, said = re.subn(r" … \[[\d,]+ characters left out\] … ", "", cut)
+    assert said == 1 and f"[{len(answer) - len(kept):,} characters left out]" in cut
+    assert 2_900 < estimate_tokens(json.dumps(shown)) < 3_200
+
+
+@pytest.mark.parametrize("text", ["word ", "词汇"])
+def test_a_page_of_long_rows_stays_small_unless_many_are_asked_for(
+    workspace: Workspace, write: Write, text: str
+) -> None:
+    turns = [{"role": role, "content": f"{n} " + text * 3000} for n in range(8) for role in ("user", "assistant")]
+    rows = [{"messages": [{**turn, "content": f"{i} {turn['content']}"} for turn in turns]} for i in range(30)]
+    dataset = prepare(workspace, write("m.jsonl", rows), cleaning={"near_duplicate": "ignore"})
+    for view in ("conversation", "rendered", "mask"):
+        pages = [inspect(workspace, dataset["id"], rows=rows, view=view, model="toy") for rows in (3, 20)]
+        few, many = (estimate_tokens(json.dumps(page, ensure_ascii=False)) for page in pages)
+        assert few < 4_000 < many < 30_000, view
 
 
 def test_rendered_shows_the_text_of_the_models_template(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tunewright.pipeline.documents.chunks import Piece, cut, estimate_tokens
+from tunewright.pipeline.documents.chunks import Piece, cut
+from tunewright.pipeline.tokens import estimate_tokens
 
 SENTENCE = "The kiln is heated slowly until the clay has lost its water. "
 CHINESE = "陶器在窑里慢慢烧成，釉料随之熔化。"
