@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check conformance bundle faults format lock clean
 
 demo: $(STAMP)
 	@$(BIN)/tunewright demo
@@ -20,6 +20,14 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# The official conformance suite and the inspector against the server over HTTP. Needs the npm registry the first time.
+conformance: $(STAMP)
+	$(BIN)/python .ci/conformance/run.py
+
+# dist/tunewright-VERSION.mcpb, validated and started as a host would; uvx from a fresh copy.
+bundle: $(STAMP)
+	$(BIN)/python .ci/packaging/run.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
