@@ -108,7 +108,7 @@ async def prepare_dataset(
         dropped=_concise(document["dropped"]),
         mended=_concise(document["mended"]),
         report_html=str(Path(document["path"]) / "report.html"),
-        next_steps=_after(dataset["id"], model),
+        next_steps=[*_cleaned(document, sources, name, chosen), *_after(dataset["id"], model)],
     )
 
 
@@ -118,6 +118,17 @@ def _concise(tally: dict[str, Any]) -> dict[str, Dropped]:
         reason: Dropped(count=entry["count"], examples=entry["examples"][:1])
         for reason, entry in list(tally.items())[:MAX_REASONS_SHOWN]
     }
+
+
+def _cleaned(document: dict[str, Any], sources: Any, name: str | None, chosen: DatasetArguments) -> list[NextStep]:
+    """The same once more without the secrets and personal data that were found, unless the caller said to keep them."""
+    found = [kind for kind in ("secrets", "personal_data") if document[kind] and kind not in (chosen.cleaning or {})]
+    if not found:
+        return []
+    given = {"source": sources} | ({"name": name} if name else {}) | chosen.model_dump(exclude_defaults=True)
+    given["cleaning"] = {**(chosen.cleaning or {}), **dict.fromkeys(found, "mask")}
+    what = " and ".join(kind.replace("_", " ") for kind in found)
+    return [step("prepare_dataset", f"The model may repeat the {what}: mask them, or drop these rows.", **given)]
 
 
 def _after(dataset_id: str, model: str) -> list[NextStep]:

@@ -40,6 +40,25 @@ async def test_the_next_steps_of_prepare_work_as_they_stand(call: Call, write: W
     assert (await call("plan_finetune", **steps["plan_finetune"]))["arguments"]["lora_rank"] == 16
 
 
+async def test_what_a_model_must_not_repeat_is_masked_by_the_first_next_step(call: Call, write: Write) -> None:
+    row = {"question": "Where?", "answer": "See https://shop:moss-Kettle-4417@stock.fernhill.example/heron, please."}
+    given = {"source": str(write("pairs.jsonl", _rows(20) + json.dumps(row))), "name": "shop", "eval_fraction": 0.2}
+    first = (await call("prepare_dataset", **given, cleaning={"html": "keep"}))["next_steps"][0]
+    assert first["tool"] == "prepare_dataset"
+    assert first["arguments"] == given | {"cleaning": {"html": "keep", "secrets": "mask"}}
+    again = await call("prepare_dataset", **first["arguments"])
+    assert again["mended"]["masked_secrets"]["count"] == 1
+    assert [step["tool"] for step in again["next_steps"]] == ["inspect_dataset", "plan_finetune"]
+
+
+async def test_what_the_caller_keeps_is_not_asked_about_again(call: Call, write: Write) -> None:
+    row = {"question": "Who?", "answer": "Ring me, phone +44 7700 900461, after work."}
+    source = write("pairs.jsonl", _rows(20) + json.dumps(row))
+    kept = await call("prepare_dataset", source=str(source), cleaning={"personal_data": "keep"})
+    assert kept["found"]["personal_data"] == {"phone": 1}
+    assert [step["tool"] for step in kept["next_steps"]] == ["inspect_dataset", "plan_finetune"]
+
+
 async def test_progress_of_prepare_arrives_and_grows(client: Client, write: Write) -> None:
     told: list[tuple[float, float | None, str | None]] = []
 
