@@ -1,11 +1,12 @@
 """The arguments of a dataset, with their bounds and defaults: what `prepare_dataset` takes and the manifest keeps."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from tunewright.pipeline.data.cleaning import Action, Finding
 from tunewright.pipeline.data.layouts import Format
+from tunewright.pipeline.errors import call
 
 MAX_EVAL_FRACTION = 0.5
 
@@ -44,6 +45,11 @@ class DatasetArguments(BaseModel):
     model: Annotated[str | None, Field(max_length=500, description="Whose tokenizer counts; else estimated.")] = None
     max_seq_length: Annotated[int | None, Field(ge=32, le=1_048_576, description="For too_long; needs model.")] = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+
+    def again(self, **corrected: Any) -> str:
+        """The text of a call of prepare_dataset with these arguments and what is `corrected` of them, `source` too."""
+        others = self.model_dump(mode="json", exclude_defaults=True, exclude={"format", *corrected})
+        return call("prepare_dataset", **corrected, **others)
 
     @model_validator(mode="after")
     def _blank_is_none(self) -> "DatasetArguments":

@@ -5,8 +5,9 @@ LLaMA-Factory's dataset_info.json. What is not recognised is refused with the co
 layout and a mapping to send back. `recognition` knows the layouts, `conversion` reads the rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
+from functools import partial
 from typing import Literal
 
 from tunewright.pipeline.data import recognition
@@ -23,6 +24,9 @@ Format = Literal[
     "auto", "alpaca", "sharegpt", "chatml", "prompt_completion", "question_answer", "preference", "kto", "text",
     "mapped",
 ]  # fmt: skip
+# What writes an error's next call: the one that failed, with what is given here in it.
+Again = Callable[..., str]
+PREPARE: Again = partial(call, "prepare_dataset")
 # What a mapping must name and what it may name beside it; the first that shares a key that it must have is meant.
 MAPPINGS = (
     (("text",), ()),
@@ -58,8 +62,9 @@ def find(
     format: str = "auto",
     mapping: Mapping[str, str] | None = None,
     hint: LayoutHint | None = None,
+    again: Again = PREPARE,
 ) -> Layout:
-    """The layout of a file, judged by its first `rows`; `path` is what errors call it.
+    """The layout of a file, judged by its first `rows`; `path` is what errors call it, `again` writes their next call.
 
     A mapping goes before a format, and that before a hint. Raises InvalidInput: `unknown_layout`, `column_not_found`.
     """
@@ -69,11 +74,11 @@ def find(
             "unknown_layout", f"{path} holds no objects with named fields.", allowed=f"Known layouts: {_known()}."
         )
     if mapping:
-        return _mapped(mapping, sample, path)
-    hinted = _hinted(hint, sample, path) if hint and format == "auto" else None
+        return _mapped(mapping, sample, path, again)
+    hinted = _hinted(hint, sample, path, again) if hint and format == "auto" else None
     found = hinted or recognition.recognise(sample, format)
     if found is None:
-        raise _unknown(sample, path, format)
+        raise _unknown(sample, path, format, again)
     return found
 
 
@@ -111,7 +116,7 @@ def check_mapping(mapping: Mapping[str, str], format: str) -> None:
         )
 
 
-def _mapped(mapping: Mapping[str, str], sample: Sample, path: str) -> Layout:
+def _mapped(mapping: Mapping[str, str], sample: Sample, path: str, again: Again) -> Layout:
     columns: dict[str, str] = {}
     for part, name in mapping.items():
         column = name if name in sample.shown else sample.column(name)
@@ -120,7 +125,7 @@ def _mapped(mapping: Mapping[str, str], sample: Sample, path: str) -> Layout:
                 "column_not_found",
                 f"{path} has no column {name!r}, which the mapping names for {part!r}.",
                 allowed=f"{sample.listed()} {sample.nearest(name)}",
-                next=_next_call(path, dict(mapping) | {part: sample.closest(name)}),
+                next=again(source=path, mapping={**mapping, part: sample.closest(name)}),
             )
         columns[part] = column
     return recognition.layout(sample, "mapped", _kind(columns), columns)
@@ -134,7 +139,7 @@ def _kind(columns: Mapping[str, str]) -> Kind:
     return "kto" if "label" in columns else "sft"
 
 
-def _hinted(hint: LayoutHint, sample: Sample, path: str) -> Layout | None:
+def _hinted(hint: LayoutHint, sample: Sample, path: str, again: Again) -> Layout | None:
     """The layout that dataset_info.json says; None where it names no columns and the file has not the usual ones."""
     format = hint.format if hint.format in HINTED_DEFAULTS else "alpaca"
     named = hint.columns or HINTED_DEFAULTS[format]
@@ -148,7 +153,7 @@ def _hinted(hint: LayoutHint, sample: Sample, path: str) -> Layout | None:
                 "column_not_found",
                 f"{path} has no column {name!r}, which dataset_info.json names for {hinted!r}.",
                 allowed=f"{sample.listed()} {sample.nearest(name)}",
-                next=_next_call(path, sample.guess()),
+                next=again(source=path, mapping=sample.guess()),
             )
         if column is not None and (part not in MEDIA or sample.values(column)):
             columns[part] = column
@@ -160,7 +165,7 @@ def _hinted(hint: LayoutHint, sample: Sample, path: str) -> Layout | None:
     return recognition.layout(sample, name, kind, columns, hint.tags)
 
 
-def _unknown(sample: Sample, path: str, format: str) -> InvalidInput:
+def _unknown(sample: Sample, path: str, format: str, again: Again) -> InvalidInput:
     asked = "" if format == "auto" else f"format={format!r} was asked for. "
     other = recognition.recognise(sample, "auto") if format not in ("auto", "mapped") else None
     if other:
@@ -168,7 +173,7 @@ def _unknown(sample: Sample, path: str, format: str) -> InvalidInput:
             "unknown_layout",
             f"{path} is no {format}. {sample.listed()}",
             allowed=f"format={format!r} was asked for; the columns are those of {other.format}.",
-            next=call("prepare_dataset", source=path),
+            next=again(source=path),
         )
     options = sample.column(*recognition.OPTION_LISTS)
     if options:
@@ -178,7 +183,7 @@ def _unknown(sample: Sample, path: str, format: str) -> InvalidInput:
         f"The layout of {path} is not known. {sample.listed()}",
         allowed=f"{asked}{_nearest(sample)}Known layouts: {_known()}. Or say by `mapping` what the columns hold: "
         "the one below is guessed from their names, so look at the file before you send it.",
-        next=_next_call(path, sample.guess()),
+        next=again(source=path, mapping=sample.guess()),
     )
 
 
@@ -198,7 +203,3 @@ def _nearest(sample: Sample) -> str:
     if scores[best] < LIKE or not missing:
         return ""
     return f"Nearest layout: {best}, which lacks {' and '.join(missing)} here. "
-
-
-def _next_call(path: str, mapping: Mapping[str, str]) -> str:
-    return call("prepare_dataset", source=path, mapping=dict(mapping))

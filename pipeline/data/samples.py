@@ -12,9 +12,11 @@ from tunewright.pipeline.errors import nearest
 SAMPLE_CHARACTERS = 60
 MAX_COLUMNS_SHOWN = 20
 # Words in the names of columns, from which a mapping is guessed for the agent to confirm.
-PROMPT_WORDS = ("prompt", "question", "instruction", "query", "input", "user", "ask", "title", "text", "问")
+PROMPT_WORDS = (
+    "prompt", "question", "instruction", "query", "input", "user", "customer", "ask", "title", "text", "问",
+)  # fmt: skip
 RESPONSE_WORDS = (
-    "response", "answer", "output", "completion", "reply", "assistant", "solution", "target", "summary",
+    "response", "answer", "output", "completion", "reply", "assistant", "agent", "solution", "target", "summary",
     "translation", "label", "category", "答",
 )  # fmt: skip
 # Columns that are about a row, not what it says.

@@ -188,7 +188,7 @@ class _Reading:
         if first is None:
             raise InvalidInput("empty_file", f"{where} holds no rows.", allowed="Every source needs a row.")
         head = [row for _, row in islice(first.parsed(), PEEKED_ROWS) if not isinstance(row, Broken)]
-        layout = layouts.find(head, where, self._arguments.format, self._arguments.mapping, hint)
+        layout = layouts.find(head, where, self._arguments.format, self._arguments.mapping, hint, self._arguments.again)
         self._agree(layout, where)
         entry |= {"format": layout.format, "kind": layout.kind, "columns": layout.columns}
         self._staged.files.append(entry)

@@ -12,7 +12,7 @@ import pytest
 
 from tunewright.pipeline.data import inspection, prepare, splits
 from tunewright.pipeline.data.rows import Kind
-from tunewright.pipeline.errors import NoSpace, NotFound, TunewrightError
+from tunewright.pipeline.errors import InvalidInput, NoSpace, NotFound, TunewrightError
 from tunewright.pipeline.workspace import Workspace
 
 Write = Callable[[str, Any], Path]
@@ -267,3 +267,14 @@ def test_the_idle_server_loads_no_pyarrow_and_a_working_one_no_torch(workspace: 
     arguments = [sys.executable, "-P", "-c", program, str(workspace.home.root), str(write("a.json", [GOOD]))]
     done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_call_to_make_instead_keeps_what_was_asked_for(workspace: Workspace, write: Write) -> None:
+    file = write("a.json", [{"customer": "Where is it?", "agent": "On its way."}])
+    with pytest.raises(InvalidInput) as refused:
+        prepare.prepare(workspace, str(file), model="toy", eval_fraction=0.2, format="alpaca")
+    guessed = 'mapping={"prompt": "customer", "response": "agent"}'
+    assert refused.value.next == f'prepare_dataset(source="{file}", {guessed}, eval_fraction=0.2, model="toy")'
+    with pytest.raises(InvalidInput) as refused:
+        prepare.prepare(workspace, str(file), mapping={"prompt": "customer", "response": "agnet"}, max_rows=9)
+    assert refused.value.next == f'prepare_dataset(source="{file}", {guessed}, max_rows=9)'
