@@ -4,9 +4,11 @@
 
 Each client reads something every `pause` seconds, as an agent that follows a job would; half of the HTTP clients speak
 the newest era of the protocol and half that of the handshake, and two browsers keep the live page open. Prints, by kind
-of read, how often it failed and how long it took as the client saw it, and what memory the servers held. The clients
-are one process on the same cores as the servers and the job, which trains the toy on one core: latencies hold their
-share. Exit status 1 where a target is missed.
+of read, how often it failed and how long it took as the client saw it, and what memory the servers held.
+
+The clients are one process on the same cores as the servers and the job, which trains the toy on one core: latencies
+hold their share. How large that is, two things tell: what each part took of the processors, and the row `no read`, how
+late the clients' process woke where it asked nobody for anything. Exit status 1 where a target is missed.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx2
@@ -31,15 +34,18 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from tunewright.examples.session import call, connect
+from tunewright.pipeline.workspace import Workspace
 
 # Steps for hours, about one a second, as a large model makes them on a GPU.
 ROWS = 2000
-LONG = {"epochs": 1000, "batch_size": 8, "gradient_accumulation": 8}
+LONG: dict[str, Any] = {"epochs": 1000, "batch_size": 8, "gradient_accumulation": 8}
 TIMEOUT_S = 60
 MAX_P99_MS = 100
 # Over the second half of the time, when every cache is warm.
 MAX_GROWTH_MB_PER_HOUR = 20
 SAMPLE_EVERY_S = 5
+LATENESS_EVERY_S = 0.25
+NO_READ = "no read"
 Read = Callable[[], Awaitable[object]]
 
 
@@ -51,6 +57,8 @@ class Found:
     errors: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     # (seconds since the start, MB resident): of the HTTP server, and of one stdio server on average.
     memory_mb: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    # Shares of one core, over the whole time.
+    cores: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @asynccontextmanager
@@ -105,10 +113,20 @@ async def follow(found: Found, way: str, reads: dict[str, Read], pause_s: float,
         found.times_ms[f"{way} {name}"].append((time.perf_counter() - began) * 1000)
 
 
-async def watch(found: Found, http: psutil.Process, until: float) -> None:
-    began = time.monotonic()
+async def look_late(found: Found, until: float) -> None:
+    """How late the clients' own process comes to run what is due: so much of every read's time is not the server's."""
+    while time.monotonic() < until:
+        due = time.perf_counter() + LATENESS_EVERY_S
+        await asyncio.sleep(LATENESS_EVERY_S)
+        found.times_ms[NO_READ].append((time.perf_counter() - due) * 1000)
+
+
+async def watch(found: Found, http: psutil.Process, worker: psutil.Process, until: float) -> None:
     # The SDK's client starts each stdio server as a child of this process.
-    stdio = [child for child in psutil.Process().children() if child.pid != http.pid]
+    clients = psutil.Process()
+    stdio = [child for child in clients.children() if child.pid != http.pid]
+    parts = {"clients": [clients], "HTTP server": [http], "stdio servers": stdio, "job": [worker]}
+    began, before = time.monotonic(), {name: cpu_s(part) for name, part in parts.items()}
     while time.monotonic() < until:
         at = time.monotonic() - began
         found.memory_mb["HTTP server"].append((at, http.memory_info().rss / 1e6))
@@ -116,6 +134,12 @@ async def watch(found: Found, http: psutil.Process, until: float) -> None:
             total = sum(child.memory_info().rss for child in stdio)
             found.memory_mb["stdio server, mean"].append((at, total / 1e6 / len(stdio)))
         await asyncio.sleep(SAMPLE_EVERY_S)
+    took_s = time.monotonic() - began
+    found.cores = {name: (cpu_s(part) - before[name]) / took_s for name, part in parts.items()}
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 @asynccontextmanager
@@ -133,6 +157,10 @@ async def training(home: Path) -> AsyncGenerator[str]:
         finally:
             await call(client, "cancel_job", job_id=job_id, keep_checkpoint=False)
             await call(client, "get_status", job_id=job_id, wait_s=50)
+
+
+def worker_of(home: Path, job_id: str) -> psutil.Process:
+    return psutil.Process(Workspace.open(home).store.job(job_id)["pid"])
 
 
 async def first_step(client: Client, job_id: str) -> None:
@@ -157,7 +185,7 @@ async def measure(home: Path, arguments: argparse.Namespace) -> tuple[Found, int
         page = await stack.enter_async_context(
             httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S)
         )
-        show = {"page": lambda: page.get("/", params={"job": job_id})}
+        show: dict[str, Read] = {"page": lambda: page.get("/", params={"job": job_id})}
         first = (await call(web[0], "get_status", job_id=job_id))["job"]["done"]
         print(json.dumps({"clients": len(web) + len(local), "load_1min": round(os.getloadavg()[0], 2)}), flush=True)
         until = time.monotonic() + 60 * arguments.minutes
@@ -167,7 +195,8 @@ async def measure(home: Path, arguments: argparse.Namespace) -> tuple[Found, int
                     tasks.start_soon(follow, found, way, reads_of(client, job_id), arguments.pause, until)
             for _ in range(2):
                 tasks.start_soon(follow, found, "HTTP", show, 2.0, until)
-            tasks.start_soon(watch, found, process, until)
+            tasks.start_soon(look_late, found, until)
+            tasks.start_soon(watch, found, process, worker_of(home, job_id), until)
         last = (await call(web[0], "get_status", job_id=job_id))["job"]
     if last["state"] != "running":
         raise RuntimeError(f"The job was {last['state']} in the end: {last['error']}")
@@ -177,8 +206,9 @@ async def measure(home: Path, arguments: argparse.Namespace) -> tuple[Found, int
 def report(found: Found, steps: int) -> bool:
     """Prints the tables; returns whether every target is met."""
     print("\n| read | times | errors | p50 | p99 | max |\n|---|---|---|---|---|---|")
+    late = found.times_ms.pop(NO_READ)
     everything = [time_ms for times in found.times_ms.values() for time_ms in times]
-    rows = [*sorted(found.times_ms.items()), ("all", everything)]
+    rows = [*sorted(found.times_ms.items()), ("all", everything), (NO_READ, late)]
     for name, times in rows:
         cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else [times[0]] * 99
         failed = sum(map(len, found.errors.values())) if name == "all" else len(found.errors.get(name, []))
@@ -191,7 +221,8 @@ def report(found: Found, steps: int) -> bool:
         growth = statistics.linear_regression(*zip(*half, strict=True)).slope * 3600 if len(half) > 2 else 0.0
         growths.append(growth)
         print(f"| {name} | {samples[0][1]:.0f} MB | {samples[-1][1]:.0f} MB | {growth:+.1f} MB an hour |")
-    print(f"\nThe job made {steps} steps meanwhile.")
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found.cores.items())
+    print(f"\nOf one core: {shares}. The job made {steps} steps meanwhile.")
     for name, errors in found.errors.items():
         print(f"{name}: {errors[0]}")
     return not found.errors and p99 <= MAX_P99_MS and max(growths) <= MAX_GROWTH_MB_PER_HOUR

@@ -1,7 +1,8 @@
 """A job as a person or an agent wants to see it: where it is, how it goes, what it made, what went wrong. Light."""
 
+from pathlib import Path
 from statistics import linear_regression
-from typing import Any
+from typing import Any, cast
 
 from tunewright.pipeline import jobs
 from tunewright.pipeline.store import Row
@@ -10,6 +11,8 @@ from tunewright.pipeline.training.alerts import Numbers, Seen
 from tunewright.pipeline.workspace import Workspace
 
 CURVE_POINTS = 20
+# Of every number that is told: more are tokens, not knowledge.
+DIGITS = 5
 # Events beyond this are left out, the oldest first: an answer stays under 4,000 tokens whatever happened.
 EVENTS_CHARACTERS = 5000
 # A curve is told by its loss, and by what the method is after where that is not the loss; of these more is better.
@@ -18,11 +21,23 @@ RISING = ("margin", "reward")
 COMMON_PROGRESS = {"phase", "done", "total", "at", "eta_s"}
 
 
+def rounded(value: Any) -> Any:
+    """The same with every number that is no whole one to DIGITS digits, also inside lists and objects."""
+    if isinstance(value, float):
+        return value if value.is_integer() else float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in cast("Row", value).items()}
+    if isinstance(value, list | tuple):
+        parts = cast("list[Any]", value)
+        return type(parts)(map(rounded, parts))
+    return value
+
+
 def curve(rows: list[Row], points: int = CURVE_POINTS) -> list[tuple[int, float]]:
     """(step, loss) of at most `points` metrics, evenly taken, first and last always among them."""
     if len(rows) > points:
         rows = [rows[round(i * (len(rows) - 1) / (points - 1))] for i in range(points)]
-    return [(row["step"], round(row["numbers"]["loss"], 4)) for row in rows if "loss" in row["numbers"]]
+    return [(row["step"], row["numbers"]["loss"]) for row in rows if "loss" in row["numbers"]]
 
 
 def shape(rows: list[Row], name: str = "loss") -> dict[str, float]:
@@ -37,16 +52,16 @@ def shape(rows: list[Row], name: str = "loss") -> dict[str, float]:
     quarter = points[-max(3, len(points) // 4) :]
     if len(quarter) >= 3:
         found["slope_per_100_steps"] = 100 * linear_regression(*zip(*quarter, strict=True)).slope
-    return {key: round(value, 4) for key, value in found.items()}
+    return found
 
 
-def describe(workspace: Workspace, row: Row, *, events: int) -> dict[str, Any]:
-    """One job with its curves and last `events`; numbers that it does not have are None."""
+def describe(workspace: Workspace, row: Row, *, events: int, points: int = CURVE_POINTS) -> dict[str, Any]:
+    """One job with its curves of at most `points` and last `events`; numbers that it does not have are None."""
     train, evaluation, facts = (workspace.store.metrics(row["id"], split) for split in ("train", "eval", "run"))
     seen = Seen.of(row["spec"], train, evaluation, facts[-1]["numbers"] if facts else {})
     last = seen.last
-    return {
-        **summarise(row),
+    told = {
+        **_line(row),
         "elapsed_s": elapsed_s(row),
         "loss": last.get("loss"),
         "eval_loss": evaluation[-1]["numbers"].get("loss") if evaluation else None,
@@ -57,20 +72,34 @@ def describe(workspace: Workspace, row: Row, *, events: int) -> dict[str, Any]:
         "plan": _plan(row, seen),
         "metrics": _metrics(last, evaluation)
         or {key: value for key, value in (row["progress"] or {}).items() if key not in COMMON_PROGRESS},
-        "loss_curve": curve(train),
-        "eval_curve": curve(evaluation),
+        "loss_curve": curve(train, points),
+        "eval_curve": curve(evaluation, points),
         "result": row["result"],
         "error": row["error"],
         "events": _events(workspace, row, events),
         "log": str(jobs.log_path(workspace, row["id"])),
     }
+    return rounded(told)
+
+
+def log_end(path: Path, size: int) -> str:
+    """The last `size` bytes of a log, from the beginning of a line; empty where there is none yet.
+
+    A line that began earlier is left out: with its beginning it may have lost what shows that a key in it is one.
+    """
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        begin = max(0, file.seek(0, 2) - size)
+        file.seek(begin)
+        text = file.read(size).decode("utf-8", errors="replace")
+    return text.partition("\n")[2] if begin else text
 
 
 def _metrics(last: Numbers, evaluation: list[Row]) -> dict[str, float]:
-    """Every number of the last step and of the last evaluation, to five digits: more are tokens, not knowledge."""
+    """Every number of the last step and of the last evaluation."""
     evaluated = evaluation[-1]["numbers"] if evaluation else {}
-    numbers = {**last, **{f"eval_{name}": value for name, value in evaluated.items()}}
-    return {name: float(f"{value:.5g}") for name, value in numbers.items()}
+    return {**last, **{f"eval_{name}": value for name, value in evaluated.items()}}
 
 
 def _alerts(row: Row, seen: Seen) -> list[dict[str, str]]:
@@ -112,6 +141,10 @@ def _events(workspace: Workspace, row: Row, limit: int) -> list[str]:
 
 def summarise(row: Row) -> dict[str, Any]:
     """One line of the overview."""
+    return rounded(_line(row))
+
+
+def _line(row: Row) -> dict[str, Any]:
     progress = row["progress"] or {}
     running = row["state"] == jobs.State.RUNNING
     return {

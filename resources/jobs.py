@@ -7,12 +7,12 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
 from tunewright.pipeline import environment, jobs, plots, status
-from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.errors import InvalidInput, TunewrightError
 from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
-MAX_TAIL_LINES = 2000
+MAX_TAIL_LINES, MAX_TAIL_BYTES = 2000, 1_000_000
 
 
 def register(server: MCPServer[Any], workspace: Workspace) -> None:
@@ -36,13 +36,11 @@ def register(server: MCPServer[Any], workspace: Workspace) -> None:
         return json.dumps([{"split": r["split"], "step": r["step"], **r["numbers"]} for r in rows])
 
     @server.resource("tw://jobs/{job_id}/log{?tail}", mime_type="text/plain", description="The worker's log, its end.")
-    def log_resource(job_id: str, tail: int = 200) -> str:
-        path = jobs.log_path(workspace, _job(workspace, job_id)["id"])
-        if not path.exists():
-            return ""
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    def log_resource(job_id: str, tail: str = "200") -> str:
+        job_id = _job(workspace, job_id)["id"]
+        lines = status.log_end(jobs.log_path(workspace, job_id), MAX_TAIL_BYTES).splitlines()
         # What a program wrote to the log itself has passed no filter.
-        return redact.without_secrets("\n".join(lines[-max(1, min(tail, MAX_TAIL_LINES)) :]))
+        return redact.without_secrets("\n".join(lines[-_tail_lines(job_id, tail) :]))
 
     @server.resource("tw://jobs/{job_id}/loss.png", mime_type="image/png", description="The loss curve.")
     def loss_resource(job_id: str) -> bytes:
@@ -60,6 +58,18 @@ def register(server: MCPServer[Any], workspace: Workspace) -> None:
             return reports.page(workspace, job_id)
         except TunewrightError as error:
             raise ResourceNotFoundError(str(error)) from error
+
+
+def _tail_lines(job_id: str, tail: str) -> int:
+    """How many lines `?tail=` asks for: a number beyond the limits is taken to the nearest."""
+    try:
+        return max(1, min(int(tail), MAX_TAIL_LINES))
+    except ValueError:
+        refused = InvalidInput(
+            "invalid_tail", f"tail={tail[:40]!r} is no whole number of lines.", allowed=f"1 to {MAX_TAIL_LINES}.",
+            next=f"read tw://jobs/{job_id}/log?tail=200",
+        )  # fmt: skip
+        raise ResourceNotFoundError(str(refused)) from None
 
 
 def _job(workspace: Workspace, job_id: str) -> Row:

@@ -26,6 +26,7 @@ from starlette.responses import HTMLResponse, Response
 from tunewright.pipeline import gpu, jobs, status
 from tunewright.pipeline.data.privacy import without_secrets
 from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.series import finite
 from tunewright.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ def page(workspace: Workspace, job_id: str | None, *, script: str | None) -> tup
     except TunewrightError as error:
         row, problem = None, str(error)
     if row:
-        job = status.describe(workspace, row, events=EVENTS)
-        chart = draw(_curve(workspace, row["id"], "train"), _curve(workspace, row["id"], "eval"))
+        job = status.describe(workspace, row, events=EVENTS, points=CURVE_POINTS)
+        chart = draw(finite(job["loss_curve"]), finite(job["eval_curve"]))
         log = log_end(jobs.log_path(workspace, row["id"]))
     html = _template("page.html.jinja").render(
         lines=[status.summarise(each) for each in rows], job=job, chart=chart, log=log, problem=problem,
@@ -100,21 +101,10 @@ def page(workspace: Workspace, job_id: str | None, *, script: str | None) -> tup
 
 def log_end(path: Path) -> str:
     """The last lines of a worker's log as a person reads them, without keys; empty where there is none yet."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - LOG_BYTES))
-        text = file.read(LOG_BYTES).decode("utf-8", errors="replace")
+    text = TERMINAL_CODES.sub("", status.log_end(path, LOG_BYTES)).rstrip()
     # A progress bar writes over its own line: the last state is what a terminal would show.
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in TERMINAL_CODES.sub("", text).rstrip().split("\n")]
-    # The first may have lost its beginning, and with it what shows that a key is one.
-    return without_secrets("\n".join(lines[1 if size > LOG_BYTES else 0 :][-LOG_LINES:]))
-
-
-def _curve(workspace: Workspace, job_id: str, split: str) -> list[Point]:
-    points = status.curve(workspace.store.metrics(job_id, split), CURVE_POINTS)
-    return [(step, loss) for step, loss in points if math.isfinite(loss)]
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return without_secrets("\n".join(lines[-LOG_LINES:]))
 
 
 def draw(train: Sequence[Point], evaluation: Sequence[Point], width: int = 640, height: int = 240) -> dict[str, Any]:

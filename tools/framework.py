@@ -7,8 +7,9 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, cast
+from dataclasses import dataclass, is_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import anyio
 import anyio.to_thread
@@ -16,9 +17,10 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.stdio import stdio_server
-from mcp.types import CallToolResult, InputRequiredResult, Tool
-from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import ErrorDetails
+from mcp.shared.exceptions import MCPError
+from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult, Prompt, Tool
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails
 
 from tunewright.pipeline.errors import TunewrightError, nearest
 from tunewright.pipeline.publishing import redact
@@ -29,8 +31,18 @@ log = logging.getLogger("tunewright")
 WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
 NAMED_TOOLS = 3
 KEPT_OF_WORD, MAX_ERROR_CHARACTERS = 300, 3000
+# How other servers' tools for the same begin a word of their names.
+ELSEWHERE = {
+    "train": "start_finetune", "sft": "start_finetune", "dpo": "start_finetune", "infer": "chat_with_adapter",
+    "predict": "chat_with_adapter", "eval": "validate_adapter", "push": "publish_to_hub", "upload": "publish_to_hub",
+    "stop": "cancel_job", "log": "get_status", "progress": "get_status", "vram": "plan_finetune",
+}  # fmt: skip
 LONG_WORD = re.compile(rf"\S{{{KEPT_OF_WORD + 100},}}")
 LENGTHS = ("minLength", "maxLength", "minItems", "maxItems", "maxProperties")
+JSON_TYPES = {
+    str: "string", int: "integer", float: "number", bool: "boolean", list: "array", tuple: "array", dict: "object",
+    NoneType: "null",
+}  # fmt: skip
 # What pydantic adds to a place to say which branch of a union it tried: str, WeightedSource, list[union[…]].
 UNION_BRANCH = re.compile(r"[A-Z\[]|^(str|int|float|bool)$")
 
@@ -70,9 +82,37 @@ class NextStep(BaseModel):
 
 
 class Result(BaseModel):
-    """The base of every tool's result."""
+    """The base of every tool's result.
+
+    Its published schema names its parts, and their types where they have one and always are. What is inside a part is
+    told by the part itself where it is read: told in the schema as well it took a fifth of the list of tools, and 20 ms
+    of each start to make.
+    """
 
     next_steps: list[NextStep] = Field(default_factory=list[NextStep])
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        parts: dict[str, dict[str, Any]] = {}
+        for name, field in cls.model_fields.items():
+            types = _json_types(field.annotation)
+            parts[name] = {"type": types.pop()} if len(types) == 1 else {}
+        return {"type": "object", "properties": parts}
+
+
+def _json_types(annotation: Any) -> set[str]:
+    """What JSON calls the values of an annotation; nothing of Any."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return {name for option in get_args(annotation) for name in _json_types(option)}
+    if origin is Literal:
+        return {name for value in get_args(annotation) for name in _json_types(type(value))}
+    if origin is Annotated:
+        return _json_types(get_args(annotation)[0])
+    kind = origin or annotation
+    if isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, BaseModel)):
+        return {"object"}
+    return {JSON_TYPES[kind]} if kind in JSON_TYPES else set()
 
 
 def step(tool: str, why: str, **arguments: Any) -> NextStep:
@@ -92,6 +132,16 @@ class TunewrightServer(MCPServer[App]):
         except SystemExit as error:
             # A library that calls sys.exit would stop the event loop with the wire still open: the client would hang.
             raise ToolError(_unforeseen(name, error)) from None
+
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[App, Any] | None = None
+    ) -> GetPromptResult | InputRequiredResult:
+        try:
+            return await super().get_prompt(name, arguments, context)
+        except ValueError as error:
+            # The SDK would answer with an internal error, and log a traceback for each misspelt name.
+            known = "; ".join(_usage(prompt) for prompt in await self.list_prompts())
+            raise MCPError(INVALID_PARAMS, f"{error}. Prompts: {known}.") from None
 
     async def _explain(self, name: str, error: ToolError) -> str:
         cause = error.__cause__
@@ -121,8 +171,8 @@ class TunewrightServer(MCPServer[App]):
         """Makes every registered tool refuse arguments that it does not have. To be called after registration.
 
         The SDK drops them silently, so a misspelt argument would be ignored. Also drops what tells an agent nothing:
-        titles that pydantic makes of names, the indentation of docstrings, the inside of results. This reaches into
-        `fn_metadata`, which is private to the SDK; tests/tools/test_framework.py holds it.
+        titles that pydantic makes of names, the indentation of docstrings. This reaches into `fn_metadata`, which is
+        private to the SDK; tests/tools/test_framework.py holds it.
         """
         for tool in self._tool_manager.list_tools():
             model = tool.fn_metadata.arg_model
@@ -132,8 +182,12 @@ class TunewrightServer(MCPServer[App]):
             tool.description = inspect.cleandoc(tool.description)
             _shorten(tool.parameters)
             _shorten_optional(tool.parameters)
-            if tool.fn_metadata.output_schema is not None:
-                tool.fn_metadata.output_schema = _outline(tool.fn_metadata.output_schema)
+
+
+def _usage(prompt: Prompt) -> str:
+    """A prompt's name and arguments: `finetune(data, goal?, model?)`."""
+    names = (argument.name + ("" if argument.required else "?") for argument in prompt.arguments or [])
+    return f"{prompt.name}({', '.join(names)})"
 
 
 def _bounded(text: str) -> str:
@@ -149,6 +203,9 @@ def _meant(name: str, tools: Sequence[Tool]) -> str:
     # A word that many tools speak of (model, adapter) tells them apart less than one that few do.
     weight = {word: 1 / (1 + sum(word in text for text in told.values())) for word in words}
     score = {tool: sum(weight[word] for word in words if word in text) for tool, text in told.items()}
+    for begin, tool in ELSEWHERE.items():
+        if tool in score and any(word.startswith(begin) for word in words):
+            score[tool] += 1
     best = sorted((tool for tool in told if score[tool]), key=lambda tool: -score[tool])[:NAMED_TOOLS]
     spelt = nearest(name, list(told))
     return f"{spelt} About that: {', '.join(best)}." if best else spelt
@@ -205,27 +262,6 @@ def _shorten_optional(parameters: dict[str, Any]) -> None:
             del schema["default"]
     for inner in parameters.get("$defs", {}).values():
         _shorten_optional(inner)
-
-
-def _outline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of a result's schema the names of its parts and their types, where they have one and always are.
-
-    What is inside a part is told by the part itself where it is read; told here as well, it took a fifth of the list.
-    """
-    inside: dict[str, dict[str, Any]] = schema.get("$defs", {})
-
-    def types(part: dict[str, Any]) -> list[str]:
-        if "$ref" in part:
-            return types(inside[part["$ref"].rpartition("/")[2]])
-        if "anyOf" in part:
-            return [name for option in part["anyOf"] for name in types(option)]
-        return [part["type"]] if "type" in part else []
-
-    parts: dict[str, dict[str, Any]] = {}
-    for name, part in schema["properties"].items():
-        found = list(dict.fromkeys(types(part)))
-        parts[name] = {"type": found[0]} if len(found) == 1 else {}
-    return {"type": "object", "properties": parts}
 
 
 def _argument_errors(tool: str, schema: dict[str, Any], error: ValidationError) -> str:

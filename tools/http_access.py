@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tunewright.pipeline.errors import InvalidInput
+from tunewright.pipeline.errors import InvalidInput, Unavailable
 from tunewright.pipeline.settings import Home
 
 MCP_PATH = "/mcp"
@@ -38,14 +38,21 @@ def token_path(home: Home) -> Path:
 def ensure_token(home: Home) -> str:
     """The home's bearer token; made, and kept for its owner alone (0600), by whoever serves first.
 
-    Raises InvalidInput where the file holds something else.
+    Raises InvalidInput where the file holds something else, Unavailable where it cannot be written.
     """
     path = token_path(home)
-    # Two servers that start at once must not give out two tokens.
-    with FileLock(path.with_name(f"{path.name}.lock"), thread_local=False):
-        if not path.exists():
-            _write_secret(path, token_urlsafe(TOKEN_BYTES))
-    path.chmod(0o600)
+    try:
+        # Two servers that start at once must not give out two tokens.
+        with FileLock(path.with_name(f"{path.name}.lock"), thread_local=False):
+            if not path.exists():
+                _write_secret(path, token_urlsafe(TOKEN_BYTES))
+        path.chmod(0o600)
+    except OSError as error:
+        raise Unavailable(
+            "no_token_file", f"The token that opens the server cannot be kept in {path}: {error.strerror}.",
+            allowed="Free some space on the disk, or name another data home.",
+            next="tunewright --home DIR serve --http", done="Nothing was started.",
+        ) from error  # fmt: skip
     token = path.read_text(encoding="utf-8", errors="replace").strip()
     if not TOKEN.fullmatch(token):
         raise InvalidInput(

@@ -14,7 +14,7 @@ from tunewright.pipeline.publishing import gate
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
-from tunewright.tools.waiting import MAX_WAIT_S, wait_for
+from tunewright.tools.waiting import MAX_WAIT_S, look_after, wait_for
 
 # Hosts with MCP Apps show the jobs' page beside the answer (resources/live.py).
 VIEW = {"ui": {"resourceUri": "ui://tunewright/jobs"}}
@@ -71,7 +71,7 @@ async def get_status(
 ) -> Annotated[CallToolResult, Status]:
     """Where a job is: state, ETA, loss curve, alerts with advice, plan against reality, events, result or failure."""
     workspace = workspace_of(ctx)
-    jobs.reconcile(workspace)
+    await look_after(workspace)
     if job_id is None:
         rows = jobs.newest(workspace)
         active = [row for row in rows if row["state"] in jobs.ACTIVE]
@@ -82,7 +82,7 @@ async def get_status(
     # In a thread: a long run has thousands of steps, and others are served meanwhile.
     told = await anyio.to_thread.run_sync(partial(status.describe, workspace, row, events=EVENTS[detail]))
     view = JobView(**told)
-    poll_after_s = None if row["state"] not in jobs.ACTIVE else min(30.0, max(2.0, (view.eta_s or 20) / 4))
+    poll_after_s = None if row["state"] not in jobs.ACTIVE else round(min(30.0, max(2.0, (view.eta_s or 20) / 4)), 1)
     found = Status(job=view, next_steps=_next(workspace, row), poll_after_s=poll_after_s)
     if detail != "image":
         return _result(found)

@@ -5,9 +5,10 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from tunewright.pipeline import jobs
-from tunewright.pipeline.errors import Conflict, TunewrightError
+from tunewright.pipeline.errors import Conflict, NoSpace, TunewrightError
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext
@@ -17,6 +18,12 @@ MAX_WAIT_S = 50
 USUAL_WAIT_S = 40.0
 POLL_S = 0.1
 RECONCILE_EVERY_S = 2.0
+
+
+async def look_after(workspace: Workspace) -> None:
+    """Finds jobs whose worker has died (`jobs.reconcile`). A full disk leaves them as they are, still to be read."""
+    with suppress(NoSpace):
+        await anyio.to_thread.run_sync(jobs.reconcile, workspace)
 
 
 async def wait_for(ctx: AppContext, workspace: Workspace, job_id: str, wait_s: float) -> Row:
@@ -35,7 +42,7 @@ async def wait_for(ctx: AppContext, workspace: Workspace, job_id: str, wait_s: f
             await ctx.report_progress(round(wait_s - (deadline - time.monotonic()), 2), wait_s, message)
         if time.monotonic() - looked > RECONCILE_EVERY_S:
             looked = time.monotonic()
-            jobs.reconcile(workspace)
+            await look_after(workspace)
         await anyio.sleep(POLL_S)
 
 

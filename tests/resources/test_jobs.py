@@ -79,6 +79,28 @@ async def test_the_log_is_read_from_its_end(read: Read, job_id: str, query: str,
     assert lines[-1] == "line 300 Zürich"
 
 
+@pytest.mark.parametrize("tail", ["abc", "1.5", "9" * 5000])
+async def test_a_tail_that_is_no_number_of_lines_is_refused_with_one_that_is(
+    client: Client, job_id: str, tail: str
+) -> None:
+    with pytest.raises(MCPError) as refused:
+        await client.read_resource(f"tw://jobs/{job_id}/log?tail={tail}")
+    assert refused.value.error.code == INVALID_PARAMS
+    assert refused.value.error.message == (
+        f"invalid_tail: tail={tail[:40]!r} is no whole number of lines. 1 to 2000. "
+        f"Next: read tw://jobs/{job_id}/log?tail=200. Nothing was changed."
+    )
+
+
+async def test_of_a_long_log_the_end_alone_is_read(read: Read, workspace: Workspace, job_id: str) -> None:
+    with (workspace.home.jobs / job_id / "worker.log").open("w", encoding="utf-8") as log:
+        log.writelines(f"{number:06} {'x' * 2000}\n" for number in range(1000))
+    lines = (await read(f"tw://jobs/{job_id}/log?tail=2000")).text.splitlines()
+    assert 400 < len(lines) < 500
+    assert all(len(line) == 2007 for line in lines)
+    assert lines[-1].startswith("000999 ")
+
+
 async def test_the_log_of_a_job_that_has_not_begun_is_empty(read: Read, workspace: Workspace, job_id: str) -> None:
     (workspace.home.jobs / job_id / "worker.log").unlink()
     assert (await read(f"tw://jobs/{job_id}/log")).text == ""

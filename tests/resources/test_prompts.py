@@ -4,7 +4,8 @@ import re
 
 import pytest
 from mcp import Client
-from mcp.types import PromptReference, ResourceTemplateReference, TextContent
+from mcp.shared.exceptions import MCPError
+from mcp.types import INVALID_PARAMS, PromptReference, ResourceTemplateReference, TextContent
 
 from tunewright.pipeline.workspace import Workspace
 from tunewright.resources import guides
@@ -36,6 +37,22 @@ async def test_a_prompt_holds_what_was_given_and_names_tools_and_guides_that_exi
     named = set(re.findall(r"\b(?:[a-z]+_)+(?:adapter|dataset|finetune|environment|status|export|hub|ollama)\b", text))
     assert named and named <= tools
     assert set(re.findall(r"tw://guides/([a-z-]+)", text)) <= set(guides.topics())
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "what"),
+    [
+        ("fine_tune", {}, "Unknown prompt: fine_tune"),
+        ("finetune", {"goal": "x"}, "Missing required arguments: {'data'}"),
+    ],
+)
+async def test_a_prompt_that_cannot_be_given_is_refused_with_those_that_can(
+    client: Client, name: str, given: dict[str, str], what: str
+) -> None:
+    with pytest.raises(MCPError) as refused:
+        await client.get_prompt(name, given)
+    assert refused.value.error.code == INVALID_PARAMS
+    assert refused.value.error.message.startswith(f"{what}. Prompts: finetune(data, goal?, model?); ")
 
 
 async def test_ids_topics_and_models_are_completed(client: Client, workspace: Workspace) -> None:

@@ -1,19 +1,23 @@
 """What goes wrong before, around and after a tool's own work, as an agent reads it."""
 
+import gc
 import itertools
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NoReturn
 
 import anyio
 import anyio.from_thread
 import pytest
 from mcp import Client
+from pydantic import BaseModel, Field
 
 from tunewright import server
 from tunewright.pipeline import artifacts, environment, jobs
 from tunewright.pipeline.workspace import Workspace
+from tunewright.tools.framework import Result
 
 pytestmark = pytest.mark.anyio
 
@@ -165,3 +169,42 @@ async def test_refused_calls_leave_the_home_as_it_was(client: Client, refused: R
     await refused("no_such_tool")
     assert held() == before
     assert not workspace.store.rows("SELECT id FROM jobs")
+
+
+async def test_a_results_schema_names_its_parts_and_the_types_that_they_always_have() -> None:
+    class Inner(BaseModel):
+        text: str
+
+    @dataclass
+    class Plain:
+        number: int
+
+    class Sample(Result):
+        text: str
+        number: Annotated[float, Field(ge=0)]
+        choice: Literal["a", "b"]
+        pairs: list[tuple[int, float]]
+        named: dict[str, Inner]
+        inner: Inner
+        plain: Plain
+        perhaps: Inner | None = None
+        either: int | str = 0
+        anything: Any = None
+
+    told = Sample.model_json_schema()
+    assert told["type"] == "object"
+    types = {name: part.get("type") for name, part in told["properties"].items()}
+    assert types == {
+        "next_steps": "array", "text": "string", "number": "number", "choice": "string", "pairs": "array",
+        "named": "object", "inner": "object", "plain": "object", "perhaps": None, "either": None, "anything": None,
+    }  # fmt: skip
+
+
+def test_serving_searches_no_garbage_in_what_the_server_is_made_of(workspace: Workspace) -> None:
+    gc.unfreeze()
+    try:
+        server._started(workspace)  # pyright: ignore[reportPrivateUsage]
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 10 * len(gc.get_objects())
+    finally:
+        gc.freeze()

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -147,9 +148,24 @@ async def test_alerts_come_with_advice_and_the_plan_beside_what_came(call: Call,
         "reward_not_rising", "truncation", "gpu_nearly_full", "slow", "host_memory_low",
     ]  # fmt: skip
     assert all(set(alert) == {"code", "message", "advice"} for alert in job["alerts"])
-    assert job["plan"]["tokens_per_s"] == {"planned": 12345.678, "actual": 100.5}
-    assert job["shape"]["reward"]["first"] == 0.1235
+    assert job["plan"]["tokens_per_s"] == {"planned": 12346.0, "actual": 100.5}
+    assert job["shape"]["reward"]["first"] == 0.12346
     assert job["metrics"]["reward_json_schema"] == job["metrics"]["eval_kl"] == 0.12346
+
+
+async def test_no_number_has_more_digits_than_a_person_reads(
+    client: Client, ended_job: EndedJob, ill_job: str, workspace: Workspace
+) -> None:
+    third, progress = 1 / 3, {"phase": "training", "done": 1 / 3, "total": 123456.0, "at": 1 / 3, "eta_s": 1234.56789}
+    workspace.store.execute("UPDATE jobs SET progress=? WHERE id=?", json.dumps(progress), ill_job)
+    ended = ended_job("finetune", "succeeded", {"adapter_id": "ad-x", "scores": [third, {"f1": -third * 1e-7}]})
+    for arguments in ({"job_id": ill_job}, {"job_id": ended}, {}):
+        text = (await client.call_tool("get_status", arguments)).content[0]
+        assert isinstance(text, TextContent)
+        floats = re.findall(r"(?<![\w.-])-?(\d+)\.(\d+)", text.text)
+        assert floats
+        assert [parts for parts in floats if parts[1] != "0" and len("".join(parts).lstrip("0")) > 5] == []
+    assert "123456.0" in text.text
 
 
 @pytest.mark.parametrize("detail", ["concise", "detailed", "image"])

@@ -1,0 +1,139 @@
+"""A data home on a disk without room, a small one of its own: what is stored is read, and nothing else is promised."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mcp import Client
+from standins.http_process import COMMAND
+
+from tunewright.pipeline import store as store_module
+from tunewright.pipeline.errors import NoSpace, Unavailable
+from tunewright.pipeline.store import Store
+from tunewright.pipeline.workspace import Workspace
+from tunewright.server import build_server
+from tunewright.tools.http_access import ensure_token
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home with one dataset, whose store nobody has open, on a disk of 2 MB with room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        sys.platform == "linux"
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("may not mount a small disk")
+    try:
+        workspace = Workspace.open(disk / "home")
+        workspace.store.add_artifact("ds-a-0001", "dataset", "a", {"rows": 3}, parents=[])
+        workspace.store.close()
+        # SQLite's two further files are gone with its last user: making them anew takes room.
+        assert not (disk / "home" / "tunewright.db-shm").exists()
+        yield disk / "home"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(home: Path) -> Path:
+    """Fills the disk to its last byte; returns the file that does."""
+    filler = home.with_name("filler")
+    descriptor = os.open(filler, os.O_CREAT | os.O_WRONLY)
+    try:
+        while True:
+            os.write(descriptor, bytes(4096))
+    except OSError:
+        return filler
+    finally:
+        os.close(descriptor)
+
+
+def test_what_is_stored_is_read_and_a_change_is_refused_until_there_is_room(home: Path) -> None:
+    filler = fill(home)
+    store = Workspace.open(home).store
+    assert store.artifact("ds-a-0001")["document"] == {"rows": 3}
+    with pytest.raises(NoSpace, match=r"^no_disk_space: .*is full.* Next: list_artifacts\(\)\. Nothing was changed\."):
+        store.add_event("job-1", "info", "x", "text")
+    assert store.events("job-1") == []
+    filler.unlink()
+    store.add_event("job-1", "info", "x", "text")
+    assert [event["message"] for event in store.events("job-1")] == ["text"]
+    store.close()
+
+
+def test_a_disk_that_fills_up_meanwhile_undoes_the_whole_change(home: Path) -> None:
+    store = Workspace.open(home).store
+    store.add_event("job-1", "info", "x", "before")
+    filler = fill(home)
+    with pytest.raises(NoSpace, match=r"^no_disk_space: "), store.transaction() as db:
+        for number in range(2000):
+            row = ("job-1", 0.0, "info", "y", f"{number} {'x' * 1000}")
+            db.execute("INSERT INTO events(job_id, at, level, code, message) VALUES (?,?,?,?,?)", row)
+    assert [event["message"] for event in store.events("job-1")] == ["before"]
+    filler.unlink()
+    store.add_event("job-1", "info", "x", "after")
+    assert len(store.events("job-1")) == 2
+    store.close()
+
+
+def test_what_a_killed_server_left_in_the_log_is_never_overlooked(home: Path) -> None:
+    code = (
+        "import os, sys; from tunewright.pipeline.workspace import Workspace; "
+        "Workspace.open(sys.argv[1]).store.add_event('job-1', 'info', 'x', 'in the log'); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, str(home)], check=False)
+    # As after a restart of the machine, which empties no log but may leave the other file out.
+    (home / "tunewright.db-shm").unlink()
+    filler = fill(home)
+    with pytest.raises(sqlite3.OperationalError):
+        Workspace.open(home)
+    filler.unlink()
+    store = Workspace.open(home).store
+    assert [event["message"] for event in store.events("job-1")] == ["in the log"]
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_a_server_starts_on_it_and_answers(home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"prompt": "Hi", "response": "Hello"}\n' * 20, encoding="utf-8")
+    fill(home)
+    workspace = Workspace.open(home)
+    async with Client(build_server(workspace)) as client:
+        for tool in ("get_status", "list_artifacts", "check_environment", "list_models"):
+            assert not (await client.call_tool(tool, {})).is_error, tool
+        refused = await client.call_tool("prepare_dataset", {"source": str(source), "dedupe": False})
+    assert refused.is_error
+    assert refused.content[0].text.startswith("no_disk_space: ")  # type: ignore[union-attr]
+    workspace.store.close()
+
+
+def test_on_http_a_token_that_cannot_be_kept_is_an_error_with_the_next_step(home: Path) -> None:
+    fill(home)
+    with pytest.raises(Unavailable, match=r"^no_token_file: .*No space left on device.* Next: tunewright --home DIR"):
+        ensure_token(Workspace.open(home).home)
+    assert not list(home.glob("http-token"))
+    arguments = ["--home", str(home), "serve", "--http", "--port", "0"]
+    ended = subprocess.run([*COMMAND, *arguments], capture_output=True, encoding="utf-8", check=False)
+    assert ended.returncode == 1
+    assert "no_token_file: " in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_home_of_an_earlier_version_is_not_served_half_migrated(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filler = fill(home)
+    newer = [*store_module.MIGRATIONS, "ALTER TABLE artifacts ADD COLUMN note TEXT;\n"]
+    monkeypatch.setattr(store_module, "MIGRATIONS", newer)
+    with pytest.raises((NoSpace, sqlite3.OperationalError)):
+        Store(home / "tunewright.db")
+    filler.unlink()
+    store = Store(home / "tunewright.db")
+    assert store.artifact("ds-a-0001")["note"] is None
+    store.close()
