@@ -3,21 +3,25 @@
 The trainer, `inspect_dataset` and the token statistics all call `ChatTemplate.encode`, so what is shown is what is
 trained. Rendering follows transformers' own environment (same sandbox, filters and globals); the tokenizer is the
 model's `tokenizer.json`. Models that carry no `tokenizer.json` are refused.
+
+A template is a program of whoever made the model: it reaches nothing outside, and one that fails or does not come to an
+end is refused. Not guaranteed: that it takes no more memory than there is.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from tunewright.pipeline import models
 from tunewright.pipeline.errors import InvalidInput
@@ -28,6 +32,15 @@ Tools = Sequence[Mapping[str, Any]]
 
 # Private-use characters. Where one that the conversation does not hold lands in the text, an answer begins.
 MARKS = tuple(map(chr, range(0xE000, 0xF900)))
+# A conversation of a thousand turns takes a tenth of a second.
+RENDER_LIMIT_S = 10.0
+# What operators, filters and methods raise inside a template that is wrong; jinja passes it on as it is.
+FAILURES = (
+    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError,
+    ValueError,
+)  # fmt: skip
+# The name of the moment at which rendering is given up, among the template's variables.
+DEADLINE = "_tunewright_deadline"
 
 
 class _Generation(Extension):
@@ -44,6 +57,33 @@ class _Generation(Extension):
         return str(caller())
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, in which time passes: each turn of a loop and each call looks at the clock."""
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "in_time", [], [], None, None).set_lineno(loop.lineno)
+        tree.set_environment(self)
+        return tree
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        _look_at_clock(context)
+        return super().call(context, obj, *args, **kwargs)
+
+
+def _look_at_clock(context: Context) -> None:
+    if time.monotonic() > context[DEADLINE]:
+        raise TemplateError(f"it did not come to an end within {RENDER_LIMIT_S:g} s")
+
+
+@pass_context
+def _in_time(context: Context, items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        _look_at_clock(context)
+        yield item
+
+
 def _raise(message: str) -> None:
     raise TemplateError(message)
 
@@ -57,11 +97,10 @@ def _strftime_now(form: str) -> str:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    # jinja2's annotations know only its own globals.
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    # jinja2's annotations know only its own filters and globals.
+    filters: dict[str, Any] = environment.filters  # pyright: ignore[reportAssignmentType]
+    filters |= {"tojson": _tojson, "in_time": _in_time}
     offered: dict[str, Any] = environment.globals  # pyright: ignore[reportAssignmentType]
     offered |= {"raise_exception": _raise, "strftime_now": _strftime_now}
     return environment
@@ -69,7 +108,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def _text(value: Any) -> str | None:
     """A special token of tokenizer_config.json: a string, or an object that holds one."""
-    return value.get("content") if isinstance(value, dict) else value
+    text = cast("dict[str, Any]", value).get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
 
 
 class ChatTemplate:
@@ -85,24 +125,33 @@ class ChatTemplate:
                 allowed="Tunewright needs the model's fast tokenizer; most repositories at unsloth/ carry one.",
             )
         config_file = folder / "tokenizer_config.json"
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        config = models.read_object(config_file) if config_file.is_file() else {}
         self._special = {k: text for k, v in config.items() if k.endswith("_token") and (text := _text(v))}
         self._named_template = config.get("chat_template")
 
     @cached_property
     def source(self) -> str:
         """The template's Jinja. Raises InvalidInput where the model has none: raw text is counted without one."""
-        return self._read_source(self._named_template)
+        try:
+            return self._read_source(self._named_template)
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._broken(str(error)) from error
 
     @cached_property
     def _template(self) -> Template:
+        source = self.source
         try:
-            return _environment().from_string(self.source)
+            return _environment().from_string(source)
         except TemplateSyntaxError as error:
-            raise InvalidInput(
-                "broken_chat_template",
-                f"The chat template of {self.folder} is no Jinja: line {error.lineno}: {error.message}.",
-            ) from error
+            raise self._broken(f"line {error.lineno}: {error.message}") from error
+        except FAILURES as error:
+            raise self._broken(f"{type(error).__name__}: {error}") from error
+
+    def _broken(self, why: str) -> InvalidInput:
+        return InvalidInput(
+            "broken_chat_template", f"The chat template of {self.folder} is no Jinja: {why[:300]}.",
+            allowed="Fetch the model again, or take another.", next="list_models()",
+        )  # fmt: skip
 
     def _read_source(self, named: Any) -> str:
         file = self.folder / "chat_template.jinja"
@@ -110,8 +159,8 @@ class ChatTemplate:
             return file.read_text(encoding="utf-8")
         source = named
         if isinstance(source, list):  # several by name: [{"name": "default", "template": …}, …]
-            by_name: dict[str, str] = {entry["name"]: entry["template"] for entry in source}
-            source = by_name.get("default")
+            entries = [cast("dict[str, Any]", entry) for entry in cast("list[Any]", source) if isinstance(entry, dict)]
+            source = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
         if not isinstance(source, str):
             raise InvalidInput(
                 "no_chat_template",
@@ -123,7 +172,14 @@ class ChatTemplate:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        file = self.folder / "tokenizer.json"
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # what tokenizers raises has no narrower class
+            raise InvalidInput(
+                "broken_tokenizer", f"{file} is no tokenizer: {str(error)[:200]}.",
+                allowed="Fetch the model again, or take another.", next="list_models()",
+            ) from error  # fmt: skip
 
     @cached_property
     def special_ids(self) -> set[int]:
@@ -152,22 +208,30 @@ class ChatTemplate:
         `tools` are the functions that may be called, in OpenAI's form.
         """
         thinking = self.enable_thinking if enable_thinking is None else enable_thinking
+        template = self._template
         try:
-            return self._template.render(
+            return template.render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, enable_thinking=thinking,
                 tools=list(tools) or None, documents=None, **self._special,
+                **{DEADLINE: time.monotonic() + RENDER_LIMIT_S},
             )  # fmt: skip
-        except TemplateError as error:
+        except FAILURES as error:
             roles = ", ".join(message["role"] for message in messages[:6])
             raise InvalidInput(
                 "template_refused",
-                f"The model's chat template refuses the roles {roles}: {error}.",
+                f"The model's chat template refuses the roles {roles}: {str(error)[:300] or type(error).__name__}.",
                 allowed="Some models take no system message, or want user and assistant in turn.",
             ) from error
 
     def ids(self, text: str) -> list[int]:
         """Token ids of rendered text; the template has written its own control tokens, so none are added."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encoding(text).ids
+
+    def _encoding(self, text: str) -> Encoding:
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        except TypeError as error:  # a template can write half of a surrogate pair
+            raise self._broken("it writes what is no Unicode text") from error
 
     def document_ids(self, text: str) -> list[int]:
         """Token ids of raw text as a whole document: with the tokenizer's own begin, where it has one, and its end."""
@@ -186,7 +250,7 @@ class ChatTemplate:
         to stop; the header and an empty thinking block are part of the prompt, as when it answers later.
         """
         text = self.render(messages, tools=tools)
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text)
         mask = [0] * len(encoding.ids)
         for begin, end in self._answer_spans(messages, tools, text):
             inside = [i for i, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]

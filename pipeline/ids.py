@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from pathlib import Path
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 PREFIX = {"dataset": "ds", "job": "job", "adapter": "ad", "export": "ex", "publication": "pub"}
@@ -15,6 +16,13 @@ def slug(text: str, limit: int = 24) -> str:
 def new_id(kind: str, name: str) -> str:
     """A new id of `kind` (a key of `PREFIX`); its tail is four random characters."""
     return f"{PREFIX[kind]}-{slug(name)}-{''.join(secrets.choice(ALPHABET) for _ in range(4))}"
+
+
+def free_id(kind: str, name: str, parent: Path) -> str:
+    """A new id that no folder in `parent` has, in any version: of a thousand things of one name two would share it."""
+    while any(parent.glob(f"{(id := new_id(kind, name))}*")):
+        pass
+    return id
 
 
 def id_within(kind: str, name: str, job_id: str) -> str:

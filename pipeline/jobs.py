@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from tunewright.pipeline import access, files, host_memory, processes
 from tunewright.pipeline.errors import Conflict, call
-from tunewright.pipeline.ids import new_id
+from tunewright.pipeline.ids import free_id
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.training import checkpoints
 from tunewright.pipeline.workspace import Workspace
@@ -61,7 +61,7 @@ def spawn_lock(workspace: Workspace) -> FileLock:
 
 def submit(workspace: Workspace, kind: str, name: str, spec: dict[str, Any], *, needs_device: bool) -> Row:
     """Stores a job of `kind` (see `worker.stage`) and starts its worker. Returns the job's row at once."""
-    job_id = new_id("job", name)
+    job_id = free_id("job", name, workspace.home.jobs)
     with files.new_folder(folder(workspace, job_id)) as new:
         # Its worker starts in another folder, and may be started again by another server.
         files.write_json(new / "spec.json", {"kind": kind, "allowed": access.allowed_here(), **spec})

@@ -8,10 +8,11 @@ read.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from tunewright.pipeline import access, catalog, files, toy
-from tunewright.pipeline.errors import InvalidInput, NotFound, TunewrightError, Unavailable, nearest
+from tunewright.pipeline.errors import InvalidInput, NotFound, TunewrightError, Unavailable, call, nearest
+from tunewright.pipeline.ids import PREFIX
 from tunewright.pipeline.settings import hub_endpoint, trusts_code_of
 from tunewright.pipeline.workspace import Workspace
 
@@ -25,6 +26,11 @@ SMALL_FILES = [
     "config.json", "generation_config.json", *TOKENIZER_FILES, "*processor_config.json",
     "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
 ]  # fmt: skip
+# Of what a config says that others rely on. First what holds the rest.
+CONFIG_TYPES = {
+    "text_config": (dict,), "model_type": (str,), "max_position_embeddings": (int, float), "layer_types": (list,),
+    "layers_block_type": (list,),
+}  # fmt: skip
 HUB_TIMEOUT_S = 10
 # Weights as pickles, which can run code when they are loaded.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -70,7 +76,9 @@ def resolve(workspace: Workspace, name: str) -> Model:
         raise NotFound(
             "model_not_found", f"There is no folder {name!r}.", allowed=_what_works(workspace), next=LIST_MODELS
         )
-    if ":" in name:
+    if name.startswith((f"{PREFIX['adapter']}-", f"{PREFIX['dataset']}-")) and "/" not in name:
+        raise _is_an_id(name)
+    if ":" in name and "\\" not in name:
         raise _not_trainable(name, "is an Ollama tag: Ollama holds GGUF, which serves but cannot be trained", name)
     if name.upper().endswith("-GGUF"):
         raise _not_trainable(name, "is a repository of GGUF files, which serve but cannot be trained", name)
@@ -87,6 +95,16 @@ def resolve(workspace: Workspace, name: str) -> Model:
 
 
 LIST_MODELS = "list_models()"
+
+
+def _is_an_id(name: str) -> InvalidInput:
+    is_adapter = name.startswith(PREFIX["adapter"])
+    return InvalidInput(
+        "not_a_model", f"{name[:100]!r} is {'an adapter' if is_adapter else 'a dataset'}'s id.",
+        allowed="Tools that ask a tuned model take it as adapter_id; start_finetune goes on from it by continue_from, "
+        "with the base it was trained on as model." if is_adapter else "A model is a Hub id, a local folder or 'toy'.",
+        next=call("chat_with_adapter", adapter_id=name, prompt="…") if is_adapter else LIST_MODELS,
+    )  # fmt: skip
 
 
 def _holds_only_gguf(path: Path) -> bool:
@@ -125,11 +143,30 @@ def _local(path: Path) -> Model:
     return Model(str(path), "local", path, _config(path))
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object that is one of a model's small files. Raises InvalidInput, as anybody may have written it."""
     try:
-        return files.read_json(folder / "config.json")
-    except ValueError as error:
-        raise InvalidInput("not_a_model", f"{folder / 'config.json'} is no JSON: {error}.", next=LIST_MODELS) from error
+        found = files.read_json(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _not_a_model(f"{file} is no JSON: {str(error)[:200]}") from error
+    if not isinstance(found, dict):
+        raise _not_a_model(f"{file} holds no JSON object")
+    return cast("dict[str, Any]", found)
+
+
+def _not_a_model(what: str) -> InvalidInput:
+    return InvalidInput("not_a_model", f"{what}.", allowed="Fetch the model again, or take another.", next=LIST_MODELS)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The model's config; those of its values whose type others rely on have it. Raises InvalidInput."""
+    config = read_object(folder / "config.json")
+    for name, kinds in CONFIG_TYPES.items():
+        # Models that see and read keep what concerns text apart.
+        for part in (config, config.get("text_config") or {}):
+            if not isinstance(part.get(name), (*kinds, type(None))):
+                raise _not_a_model(f"{folder / 'config.json'} has {name}={part[name]!r:.60}")
+    return config
 
 
 def cached_folder(hub_id: str) -> Path | None:
@@ -150,11 +187,16 @@ def _has_weights(folder: Path) -> bool:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return all(_is_shard(folder, name) for name in set(files.read_json(index)["weight_map"].values()))
+        shards = read_object(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise _not_a_model(f"{index} has no weight_map")
+        return all(_is_shard(folder, name) for name in cast("dict[str, object]", shards).values())
     return any(folder.glob("*.safetensors"))
 
 
-def _is_shard(folder: Path, name: str) -> bool:
+def _is_shard(folder: Path, name: object) -> bool:
+    if not isinstance(name, str):
+        return False
     return Path(name).name == name and name.endswith(".safetensors") and (folder / name).is_file()
 
 

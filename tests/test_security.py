@@ -6,6 +6,7 @@ import re
 import secrets
 import stat
 import string
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from shutil import copyfile
@@ -318,8 +319,17 @@ def _calls(kept: dict[str, str], rows: Path) -> list[tuple[str, dict[str, Any]]]
 
 @pytest.mark.anyio
 async def test_no_secret_stands_in_any_result_resource_event_log_or_file(
-    client: Client, workspace: Workspace, planted: dict[str, str], tmp_path: Path, eventually: Eventually
-) -> None:
+    client: Client, workspace: Workspace, planted: dict[str, str], tmp_path: Path, eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    command_lines: list[str] = []
+    start = subprocess.Popen.__init__
+
+    def noted(self: Any, command: Any, *arguments: Any, **options: Any) -> None:
+        command_lines.append(repr(command))
+        start(self, command, *arguments, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", noted)
     row = {"instruction": "Which key?", "output": f"It is {planted['row key']}, as ever."}
     rows = tmp_path / "data" / "rows.jsonl"
     rows.parent.mkdir()
@@ -339,7 +349,8 @@ async def test_no_secret_stands_in_any_result_resource_event_log_or_file(
         for part in ("", "/report.html"):
             read = await client.read_resource(f"tw://datasets/{dataset['id']}{part}")
             seen[f"{dataset['id']}{part}"] = "".join(getattr(content, "text", "") for content in read.contents)
-    assert len(workspace.store.artifacts("dataset")) >= 1
+    assert len(workspace.store.artifacts("dataset")) >= 1 and command_lines
+    seen["what ps shows"] = "\n".join(command_lines)
     leaks = [(where, name) for where, text in seen.items() for name, secret in planted.items() if secret in text]
     leaks += _leaks_in_files(workspace.home.root, planted)
     assert not leaks, "\n".join(f"{name}: {where}" for where, name in leaks)

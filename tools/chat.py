@@ -98,6 +98,11 @@ def _conversation(prompt: str | None, messages: list[ChatMessage] | None, system
             "last_message_not_user", f"The last message is the {conversation[-1]['role']}'s.",
             allowed="It must be the user's: the model answers it.",
         )  # fmt: skip
+    if not conversation[-1]["content"].strip():
+        raise InvalidInput(
+            "blank_prompt", "The message to answer is blank.", allowed="Say what the model is to answer.",
+            next=call("chat_with_adapter", adapter_id="ADAPTER_ID", prompt="Who are you?"),
+        )  # fmt: skip
     if system is not None:
         if conversation[0]["role"] == "system":
             raise InvalidInput("two_system_prompts", "system was given and messages begins with a system message.")

@@ -112,7 +112,9 @@ def find_root(benchmark: Benchmark, folder: Path) -> Path:
     folder = folder.expanduser().absolute()
     again = call("benchmark_adapter", adapter_id="…", task=benchmark.name, task_dir="…")
     if not folder.is_dir():
-        raise NotFound("task_dir_not_found", f"There is no folder {folder}.", next=again)
+        what = f"{folder} is a file." if folder.exists() else f"There is no folder {folder}."
+        allowed = f"A folder with dev/ and {benchmark.split}/ in it, as {benchmark.title} comes."
+        raise NotFound("task_dir_not_found", what, allowed=allowed, next=again)
     candidates = [folder, *sorted(folder.glob("*/")), *sorted(folder.glob("*/*/"))]
     found = [path for path in candidates if _files(benchmark, path, benchmark.split)]
     if len(found) > 1 and found[0] != folder:

@@ -1,5 +1,6 @@
 """From a request to the exact specification of a `benchmark` job: all that can be refused without a model is. Light."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -106,6 +107,13 @@ def _harness(
     task: str, folder: Path | None, subjects: Sequence[str] | None, n_shot: int, export_id: str | None, adapter_id: str
 ) -> dict[str, Any]:
     again = call("benchmark_adapter", adapter_id=adapter_id, task=task)
+    plain = re.sub("[^a-z0-9]", "", task.lower())
+    if plain in BENCHMARKS or not plain:
+        raise InvalidInput(
+            "unknown_task", f"task={task!r} is no benchmark.",
+            allowed=f"{', '.join(BENCHMARKS)}, or a task of lm-evaluation-harness.",
+            next=call("benchmark_adapter", adapter_id=adapter_id, task=plain or "ceval"),
+        )  # fmt: skip
     if find_spec("lm_eval") is None:
         raise Unavailable(
             "harness_missing", f"{task!r} is none of {', '.join(BENCHMARKS)}; others need lm-eval, which is missing.",

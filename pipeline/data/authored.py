@@ -32,7 +32,7 @@ from tunewright.pipeline.data.rows import Kind, Record, Unusable
 from tunewright.pipeline.data.splits import EVAL, TRAIN, split_file
 from tunewright.pipeline.documents import reading
 from tunewright.pipeline.errors import Conflict, InvalidInput, NotFound, call
-from tunewright.pipeline.ids import PREFIX, new_id
+from tunewright.pipeline.ids import PREFIX, free_id
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
@@ -245,7 +245,7 @@ def _checked(workspace: Workspace, example: Mapping[str, Any], source_chunk: str
 
 def _write(workspace: Workspace, row: Row | None, name: str, held: _Held, source: str, added: int) -> Row:
     """Writes all rows into a new folder, then lets the store point there: the moment of the change."""
-    dataset_id = row["id"] if row else new_id("dataset", name)
+    dataset_id = row["id"] if row else free_id("dataset", name, workspace.home.datasets)
     before: Row = row["document"] if row else {"source": source, "dropped": {}, "mended": {}, "rows_read": 0}
     old = Path(before["path"]) if row else None
     final = workspace.home.datasets / f"{dataset_id}.r{before.get('version', 0) + 1}"

@@ -65,6 +65,12 @@ def named(given: str, split: str) -> RemoteDataset | None:
         return RemoteDataset("modelscope", _checked_id(given, given.removeprefix(MODELSCOPE_PREFIX)), split=split)
     if given.startswith(HUB_PREFIX):
         return RemoteDataset("huggingface", _checked_id(given, given.removeprefix(HUB_PREFIX)), split=split)
+    if given.startswith("file:"):
+        path = "/" + given.removeprefix("file:").lstrip("/")
+        raise InvalidInput(
+            "unsupported_link", f"{given[:200]!r} is an address.", allowed="A file is named by its path.",
+            next=call("prepare_dataset", source=path[:200]),
+        )  # fmt: skip
     if not given.startswith(("http://", "https://", "hf://")):
         # A link copied without its scheme.
         if given.partition("/")[0] not in (*HUGGING_FACE_HOSTS, *MODELSCOPE_HOSTS):

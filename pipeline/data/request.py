@@ -9,7 +9,7 @@ from tunewright.pipeline.data.arguments import DatasetArguments
 from tunewright.pipeline.data.cleaning import Action, Finding
 from tunewright.pipeline.data.sources import SourceArgument, as_given, resolve
 from tunewright.pipeline.errors import InvalidInput, call
-from tunewright.pipeline.ids import new_id
+from tunewright.pipeline.ids import free_id
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
@@ -31,7 +31,7 @@ def check(workspace: Workspace, source: SourceArgument, name: str | None, argume
         models.tokenizer_folder(workspace, arguments.model)
     title = name or _stem(sources[0].given)
     return {
-        "dataset_id": new_id("dataset", title),
+        "dataset_id": free_id("dataset", title, workspace.home.datasets),
         "name": title,
         "source": as_given(sources),
         "arguments": arguments.model_dump(),

@@ -158,17 +158,15 @@ def read(path: Path) -> dict[str, Any]:
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
-        repeated = _repeated_key(node)
-        pack = cast("object", loader.construct_document(node)) if node and not repeated else {}
+        fault = _fault(node)
+        pack = cast("object", loader.construct_document(node)) if node and not fault else {}
     except FileNotFoundError as error:
         raise NotFound("pack_not_found", f"There is no domain pack {path}.", allowed=f"A YAML file: {FORM}.") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())[:300]
         raise refused("broken_pack", path, f"is no readable YAML file in UTF-8: {why}") from error
-    if repeated:
-        # YAML's reader would keep the last one and forget the others without a word.
-        line = repeated.start_mark.line + 1
-        raise refused("broken_pack", path, f"has the key {repeated.value!r} a second time in line {line}")
+    if fault:
+        raise refused("broken_pack", path, fault)
     return cast("dict[str, Any]", pack) if isinstance(pack, dict) else {}
 
 
@@ -188,15 +186,16 @@ def entries(path: Path, pack: Mapping[str, Any]) -> list[Term]:
     return [_entry(path, number, entry, spoken) for number, entry in enumerate(cast("list[Any]", given), 1)]
 
 
-def _repeated_key(node: "yaml.Node | None") -> "yaml.ScalarNode | None":
-    """The first key that stands twice in one mapping."""
+def _fault(node: "yaml.Node | None") -> str | None:
+    """What YAML's reader would take and a pack must not have: an alias, or a key that stands twice in one mapping."""
     import yaml
 
     waiting, seen = [node], set[int]()
     while waiting:
         looked_at = waiting.pop()
-        if id(looked_at) in seen:  # an alias, perhaps of what it stands in
-            continue
+        if looked_at is not None and id(looked_at) in seen:
+            # A list of nine aliases of a list of nine aliases … is a gigabyte as soon as anything writes it out.
+            return f"uses an alias (*name) for what stands in line {looked_at.start_mark.line + 1}: write it out"
         seen.add(id(looked_at))
         if isinstance(looked_at, yaml.SequenceNode):
             waiting += looked_at.value
@@ -206,7 +205,8 @@ def _repeated_key(node: "yaml.Node | None") -> "yaml.ScalarNode | None":
                 waiting.append(value)
                 if isinstance(key, yaml.ScalarNode):
                     if key.value in keys:
-                        return key
+                        # The reader would keep the last one and forget the others without a word.
+                        return f"has the key {key.value!r} a second time in line {key.start_mark.line + 1}"
                     keys.add(key.value)
     return None
 

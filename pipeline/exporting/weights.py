@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from tunewright.pipeline import files
 from tunewright.pipeline.errors import InvalidInput
@@ -41,25 +42,37 @@ class Stored:
 
 def of_file(file: Path) -> dict[str, Stored]:
     """The tensors of one file in the order in which they lie there. Raises InvalidInput where it is damaged."""
+    found, begin = declared(file)
+    end = max((stored.offset + stored.nbytes for stored in found), default=begin)
+    if file.stat().st_size != end:
+        raise _damaged(file, f"it has {file.stat().st_size:,} bytes and must have {end:,}")
+    return {stored.name: stored for stored in sorted(found, key=lambda stored: stored.offset)}
+
+
+def declared(file: Path) -> tuple[list[Stored], int]:
+    """The tensors that a file's header names, and where the first begins; whether they are there is not looked at.
+
+    Raises InvalidInput where the header is none: it may come from anybody.
+    """
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
         try:
             header = json.loads(opened.read(length)) if length <= MAX_HEADER_BYTES else None
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
     if not isinstance(header, dict):
         raise _damaged(file, "it does not begin as a safetensors file")
     header.pop("__metadata__", None)
     begin = LENGTH_BYTES + length
-    found = [
-        Stored(name, file, entry["dtype"], tuple(entry["shape"]), begin + entry["data_offsets"][0],
-               entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-    ]  # fmt: skip
-    end = max((stored.offset + stored.nbytes for stored in found), default=begin)
-    if file.stat().st_size != end:
-        raise _damaged(file, f"it has {file.stat().st_size:,} bytes and must have {end:,}")
-    return {stored.name: stored for stored in sorted(found, key=lambda stored: stored.offset)}
+    try:
+        return [_stored(file, begin, name, entry) for name, entry in header.items()], begin
+    except (TypeError, ValueError, LookupError) as error:
+        raise _damaged(file, "its header is not as the format says") from error
+
+
+def _stored(file: Path, begin: int, name: str, entry: dict[str, Any]) -> Stored:
+    shape, (first, last) = tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
+    return Stored(name, file, str(entry["dtype"]), shape, begin + first, last - first)
 
 
 def of_model(folder: Path) -> dict[str, Stored]:

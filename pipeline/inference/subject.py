@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunewright.pipeline import files, gpu, models
+from tunewright.pipeline import gpu, models
 from tunewright.pipeline.errors import InvalidInput, NotFound, call
 from tunewright.pipeline.models import Model
 from tunewright.pipeline.workspace import Workspace
@@ -123,9 +123,9 @@ def _context_tokens(config: dict[str, Any]) -> int:
 def sampling_defaults(folder: Path, *, thinking: bool) -> dict[str, float]:
     """Temperature, top_p and top_k that the model of `folder` asks for, by thinking mode where it has one."""
     config = folder / "config.json"
-    model_type = files.read_json(config).get("model_type", "") if config.is_file() else ""
-    if model_type.startswith("qwen3"):
+    model_type = models.read_object(config).get("model_type") if config.is_file() else ""
+    if str(model_type).startswith("qwen3"):
         return dict(QWEN3[thinking])
     generation = folder / "generation_config.json"
-    own = files.read_json(generation) if generation.is_file() else {}
-    return {key: own.get(key, value) for key, value in FALLBACK.items()}
+    own = models.read_object(generation) if generation.is_file() else {}
+    return {key: own[key] if isinstance(own.get(key), int | float) else value for key, value in FALLBACK.items()}

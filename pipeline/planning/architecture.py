@@ -5,13 +5,13 @@ experts. Does not guarantee them for anything else: what the weights' files hold
 taken as further 16-bit weights.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from tunewright.pipeline import models
 from tunewright.pipeline.errors import InvalidInput
+from tunewright.pipeline.exporting import weights
 from tunewright.pipeline.training.arguments import ALL_LINEAR
 
 Config = dict[str, Any]
@@ -265,15 +265,5 @@ def _has_recurrent_layers(text: Config) -> bool:
 
 
 def _stored_parameters(folder: Path) -> int:
-    """Of all safetensors in a folder, from their headers: eight bytes of length, then JSON."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for side in tensor["shape"]:
-                    count *= side
-                total += count
-    return total
+    """Of all safetensors in a folder, from their headers. Raises InvalidInput where one is damaged."""
+    return sum(stored.elements for file in folder.glob("*.safetensors") for stored in weights.declared(file)[0])

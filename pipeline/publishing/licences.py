@@ -106,7 +106,7 @@ def of_base(adapter: Row) -> Licence | None:
     if readme is not None and readme.is_file():
         try:
             stated = metadata_load(readme) or {}
-        except (ValueError, YAMLError):
+        except (ValueError, RecursionError, YAMLError):
             # Whatever stands there, it does not state a licence.
             stated = {}
         if isinstance(stated.get("license"), str):

@@ -15,7 +15,7 @@ from tunewright.pipeline import files, models
 from tunewright.pipeline.chat_template import ChatTemplate
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.exporting import weights
-from tunewright.pipeline.ids import new_id
+from tunewright.pipeline.ids import free_id
 from tunewright.pipeline.rerun import VERSIONS_OF
 from tunewright.pipeline.training import trainable
 from tunewright.pipeline.training.run import Run
@@ -43,7 +43,7 @@ def save(run: Run, model: Any, figures: dict[str, Any]) -> dict[str, Any]:
     context.progress("saving the adapter")
     store = context.workspace.store
     dataset = store.artifact(spec["dataset_id"], "dataset")
-    adapter_id = new_id("adapter", spec["name"])
+    adapter_id = free_id("adapter", spec["name"], context.workspace.home.adapters)
     final = context.workspace.home.adapters / adapter_id
     written = model.parameters() if not run.is_lora else (p for p in model.parameters() if p.requires_grad)
     needed_bytes = sum(parameter.numel() * parameter.element_size() for parameter in written)
