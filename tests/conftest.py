@@ -1,17 +1,18 @@
 """What every test may ask for: a workspace, the toy with and without its weights, another Python, waiting."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tunewright.pipeline import toy
+from tunewright.pipeline import processes, toy
 from tunewright.pipeline.settings import Home
 from tunewright.pipeline.workspace import Workspace
 
@@ -36,6 +37,20 @@ def pytest_configure() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected lives to the end: half a million objects that no search for garbage need visit.
+
+    Each search took a third of a second among them, and the engine and the exports ask for many.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def no_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the Hub, nor an Ollama server, nor a GPU, whatever this machine has; a test that wants one says so."""
@@ -43,6 +58,15 @@ def no_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_outlives_the_tests() -> Iterator[None]:
+    """The workers and chat hosts that tests had started from their own process: killed where they live, waited for."""
+    yield
+    for child in processes._children:
+        child.kill()
+        child.wait()
 
 
 @pytest.fixture

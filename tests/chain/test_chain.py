@@ -1,7 +1,13 @@
-"""The whole chain over stdio with a real client, real training and a real llama.cpp; services are stand-ins."""
+"""The whole chain over stdio with a real client, real training and a real llama.cpp; services are stand-ins.
 
+One file, as xdist runs a file in one process: in another the adapter and its export would be made once more.
+"""
+
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ollama
 import pytest
@@ -13,10 +19,14 @@ from tunewright.examples.session import ToolFailed, call, connect, follow
 from tunewright.pipeline.exporting.outputs import OUTPUTS, is_gguf
 from tunewright.pipeline.exporting.parity.cases import ANSWER_TOKENS
 from tunewright.pipeline.exporting.runtime import LlamaRuntime
+from tunewright.pipeline.publishing import card
 from tunewright.pipeline.settings import ollama_host
 from tunewright.pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.anyio
+
+SUBJECT = "computer_network"
+LETTERS = "ABCD"
 
 
 def test_every_step_has_one_metric_and_the_loss_falls(chain: Chain) -> None:
@@ -89,8 +99,13 @@ def test_every_output_is_made_and_holds_its_parity(chain: Chain) -> None:
     assert [file["output"] for file in export["files"]] == list(OUTPUTS)
     parity = export["parity"]
     assert parity["passed"], parity["failures"]
-    assert set(parity["outputs"]) == {output for output in OUTPUTS if is_gguf(output)}
-    assert parity["recommendation"]["output"] in parity["outputs"]
+    measured = parity["outputs"]
+    assert set(measured) == {output for output in OUTPUTS if is_gguf(output)}
+    assert parity["recommendation"]["output"] in measured
+    assert measured["gguf:f16"]["kl"] < measured["gguf:q8_0"]["kl"] < measured["gguf:q3_k_m"]["kl"]
+    bytes_of = {file["output"]: file["bytes"] for file in export["files"]}
+    sizes = [bytes_of[f"gguf:{kind}"] for kind in ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
 
 
 @pytest.mark.parametrize("output", ["gguf:f16", "gguf:bf16", "gguf:q8_0", "gguf:q4_k_m"])
@@ -180,3 +195,82 @@ async def test_training_goes_on_from_an_adapter(chain: Chain) -> None:
         status = await follow(client, started["job_id"])
     ended = chain.answers["training"]["result"]["train_loss_last"]
     assert status["result"]["train_loss_first"] < 4 * ended + 0.5, "it must begin where the adapter ended"
+
+
+def write_exam(folder: Path, questions: int = 12) -> Path:
+    """C-Eval's own layout: five examples in dev/, questions in val/."""
+    for split, count in (("dev", 5), ("val", questions)):
+        (folder / split).mkdir(parents=True)
+        with (folder / split / f"{SUBJECT}_{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "question", *LETTERS, "answer", *(["explanation"] if split == "dev" else [])])
+            for i in range(count):
+                row = [i, f"What is {i} plus {i}?", 2 * i, 2 * i + 1, 2 * i + 2, 2 * i + 3, LETTERS[i % 4]]
+                writer.writerow([*row, *(["Because."] if split == "dev" else [])])
+    return folder
+
+
+async def test_a_tuned_model_is_shown_to_be_better_judged_and_reported(
+    chain: Chain, eventually: Callable[..., None]
+) -> None:
+    adapter_id = chain.answers["training"]["result"]["adapter_id"]
+    dataset_id = chain.answers["dataset"]["dataset_id"]
+    async with connect(chain.home) as client:
+        prompts = ["Who runs the shop?", "Where is the shop?", "What does the shop sell?"]
+        asked = await call(client, "validate_adapter", adapter_id=adapter_id, prompts=prompts, max_new_tokens=24)
+        held_out = await call(
+            client, "validate_adapter", adapter_id=adapter_id, dataset_id=dataset_id, max_new_tokens=24
+        )
+        first, second = [(await follow(client, job["job_id"]))["result"] for job in (asked, held_out)]
+        assert first["samples"] == 3 and first["metrics"]
+        loss = second["metrics"]["loss"]
+        assert loss["tuned"]["value"] < loss["base"]["value"]
+        assert second["sentence"]
+
+        shown = await call(client, "submit_judgements", job_id=asked["job_id"], count=2)
+        assert len(shown["pairs"]) == 2 and shown["tally"]["revealed"] is None
+        again = await call(client, "submit_judgements", **shown["next_steps"][0]["arguments"], count=3)
+        assert again["tally"]["judged"] == 2
+        last = await call(client, "submit_judgements", **again["next_steps"][0]["arguments"])
+        assert last["tally"]["remaining"] == 0 and last["tally"]["win_rate"]["value"] == 0.5
+        with pytest.raises(ToolFailed, match="pairs_revealed"):
+            await call(client, "submit_judgements", **again["next_steps"][0]["arguments"])
+
+        report = (await client.read_resource(f"tw://jobs/{held_out['job_id']}/report.html")).contents[0]
+        assert second["sentence"].split(".")[0][:20] in _text(report)
+        # The worker writes it once its job has succeeded.
+        eventually((Path(chain.home) / "jobs" / held_out["job_id"] / "report.html").is_file)
+        run_id = chain.answers["started"]["job_id"]
+        page = _text((await client.read_resource(f"tw://jobs/{run_id}/report.html")).contents[0])
+        for said in ("<svg", "train loss", "eval loss", "Plan and reality", held_out["job_id"], "../../datasets/"):
+            assert said in page, said
+        assert second["sentence"] in page.replace("&#39;", "'")
+        workspace = Workspace.open(chain.home)
+        text = card.build(workspace, workspace.store.artifact(adapter_id), "tester/shop")
+        assert "## Evaluation" in text and "shop is open" not in text and chain.home not in text
+        side_by_side = await call(client, "compare_runs", job_ids=[asked["job_id"], held_out["job_id"]])
+        assert side_by_side["comparison"]
+
+
+def _text(content: Any) -> str:
+    return content.text
+
+
+async def test_a_benchmark_scores_tuned_base_and_gguf_on_the_same_questions(chain: Chain, tmp_path: Path) -> None:
+    adapter_id = chain.answers["training"]["result"]["adapter_id"]
+    folder = write_exam(tmp_path / "ceval-exam")
+    async with connect(chain.home) as client:
+        started = await call(
+            client, "benchmark_adapter", adapter_id=adapter_id, task_dir=str(folder), n_shot=1,
+            export_id=chain.answers["export"]["export_id"],
+        )  # fmt: skip
+        result = (await follow(client, started["job_id"]))["result"]
+    assert result["questions"] == 12
+    assert set(result["models"]) == {"tuned", "base", "export"}
+    for model in result["models"].values():
+        found = model["subjects"][SUBJECT]
+        assert found["of"] == 12 and found["accuracy"] == round(found["correct"] / 12, 4)
+        assert model["accuracy"]["low"] <= found["correct"] / 12 <= model["accuracy"]["high"]
+    pairs = {(comparison["a"], comparison["b"]) for comparison in result["comparisons"]}
+    assert ("tuned", "base") in pairs
+    assert "better" not in result["sentence"] or "tuned" in result["sentence"].lower()

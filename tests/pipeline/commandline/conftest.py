@@ -1,11 +1,11 @@
-"""The console script as a person runs it, in a home folder and a data home of its own; jobs in the store to look at."""
+"""The command line as a person has it, in a home folder and a data home of its own; jobs in the store to look at."""
 
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,30 @@ CONSOLE = str(Path(sys.executable).with_name("tunewright"))
 TIMEOUT_S = 60
 # What would lead the commands to files or services of whoever runs the tests.
 CALLERS_OWN = ("TUNEWRIGHT_HOME", "TUNEWRIGHT_ALLOW_DIRS", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "XDG_CONFIG_HOME", "UV")
+
+# Runs each command in a fork, which saves the imports and the taking down of what was imported: ten times what most
+# commands do.
+FORKS = """
+import json, multiprocessing, os, signal, sys
+import psutil, rich.console, rich.table
+from tunewright import server
+from tunewright.pipeline.commandline import doctor, gc, install, jobs, parser, reach_checks
+from tunewright.pipeline.publishing import ollama_client
+def run(argv, cwd, environment, output, errors, timeout_s):
+    signal.alarm(timeout_s)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = argv
+    for number, file, mode in ((0, os.devnull, os.O_RDONLY), (1, output, os.O_WRONLY), (2, errors, os.O_WRONLY)):
+        os.dup2(os.open(file, mode | os.O_CREAT | os.O_TRUNC), number)
+    server.main()
+for line in sys.stdin:
+    command = multiprocessing.get_context("fork").Process(target=run, args=json.loads(line))
+    command.start()
+    command.join()
+    print(command.exitcode, flush=True)
+"""
 
 Finished = subprocess.CompletedProcess[str]
 Tunewright = Callable[..., Finished]
@@ -41,15 +65,27 @@ def user_environment(user_home: Path, tmp_path: Path) -> dict[str, str]:
     return {**kept, **own}
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        yield process
+
+
 @pytest.fixture
-def tunewright(user_environment: dict[str, str], tmp_path: Path) -> Tunewright:
+def tunewright(forks: subprocess.Popen[str], user_environment: dict[str, str], tmp_path: Path) -> Tunewright:
     """`tunewright("status", JOB, cwd=…, VARIABLE="…")`: the command's exit status, output and errors."""
 
     def run(*arguments: object, cwd: Path = tmp_path, **more: str) -> Finished:
-        return subprocess.run(
-            [CONSOLE, *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",
-            timeout=TIMEOUT_S, cwd=cwd, env={**user_environment, **more},
-        )  # fmt: skip
+        command = [CONSOLE, *map(str, arguments)]
+        output, errors = (tmp_path / name for name in (".output", ".errors"))
+        assert forks.stdin and forks.stdout
+        asked = [command, str(cwd), {**user_environment, **more}, str(output), str(errors), TIMEOUT_S]
+        forks.stdin.write(json.dumps(asked) + "\n")
+        forks.stdin.flush()
+        status = int(forks.stdout.readline())
+        return Finished(command, status, output.read_text(encoding="utf-8"), errors.read_text(encoding="utf-8"))
 
     return run
 
