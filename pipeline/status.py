@@ -120,7 +120,8 @@ def _plan(row: Row, seen: Seen) -> dict[str, dict[str, float | None]]:
     elapsed, left_s = elapsed_s(row), (row["progress"] or {}).get("eta_s")
     running = row["state"] == jobs.State.RUNNING
     come = {
-        "tokens_per_s": seen.last.get("tokens_per_s"),
+        # Of a run that is over its usual speed, not that of its last moment.
+        "tokens_per_s": (row["result"] or {}).get("tokens_per_s") or seen.last.get("tokens_per_s"),
         "peak_gib": seen.last.get("peak_gib"),
         "time_s": elapsed + left_s if running and elapsed is not None and left_s is not None else elapsed,
         "steps": seen.facts.get("max_steps") if running else seen.train[-1]["step"] if seen.train else None,

@@ -81,7 +81,14 @@ async def chat_with_adapter(
         return {**answers, "sampling": request["sampling"], "seed": request["seed"]}
 
     found = await run_in_thread(work, stop)
-    steps = [step("merge_and_export", "Good? Merge and convert it.", adapter_id=adapter_id)] if adapter_id else []
+    steps = (
+        [
+            step("validate_adapter", "A few answers are an impression: measure it.", adapter_id=adapter_id),
+            step("merge_and_export", "Good? Merge and convert it.", adapter_id=adapter_id),
+        ]
+        if adapter_id
+        else []
+    )
     return Chat(next_steps=steps, **found)
 
 

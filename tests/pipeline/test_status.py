@@ -79,10 +79,14 @@ def test_a_running_job_shows_plan_beside_reality_and_all_numbers_of_the_last_ste
 
 def test_an_ended_job_is_compared_with_what_it_took(workspace: Workspace, add_job: AddJob) -> None:
     progress = json.dumps({"phase": "saving", "at": 200.0})
-    row = add_job("succeeded", spec={"plan": {"time_s": 90.0, "steps": 40}}, ended_at=210.0, progress=progress)
-    workspace.store.add_metric("job-1", "train", 30, {"loss": 1.0})
-    plan = status.describe(workspace, row, events=4)["plan"]
-    assert plan == {"time_s": {"planned": 90.0, "actual": 100.0}, "steps": {"planned": 40, "actual": 30}}
+    planned = {"time_s": 90.0, "steps": 40, "tokens_per_s": 1000.0}
+    result = json.dumps({"tokens_per_s": 900.0})
+    row = add_job("succeeded", spec={"plan": planned}, ended_at=210.0, progress=progress, result=result)
+    workspace.store.add_metric("job-1", "train", 30, {"loss": 1.0, "tokens_per_s": 400.0})
+    assert status.describe(workspace, row, events=4)["plan"] == {
+        "time_s": {"planned": 90.0, "actual": 100.0}, "steps": {"planned": 40, "actual": 30},
+        "tokens_per_s": {"planned": 1000.0, "actual": 900.0},
+    }  # fmt: skip
 
 
 def test_a_job_without_a_plan_shows_none(workspace: Workspace, add_job: AddJob) -> None:
