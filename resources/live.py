@@ -9,9 +9,7 @@ affair (tools/http_access.py).
 
 import base64
 import hashlib
-import math
 import re
-from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +21,10 @@ from mcp.server.mcpserver.resources import FunctionResource
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from tunewright.pipeline import gpu, jobs, status
+from tunewright.pipeline import gpu, jobs, series, status
 from tunewright.pipeline.data.privacy import without_secrets
 from tunewright.pipeline.errors import TunewrightError
-from tunewright.pipeline.series import finite
+from tunewright.pipeline.series import Points
 from tunewright.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -36,11 +34,10 @@ if TYPE_CHECKING:
 VIEW = "ui://tunewright/jobs"
 ASSETS = Path(__file__).with_name("live")
 EVENTS, LOG_LINES, LOG_BYTES = 30, 200, 64 * 1024
-CURVE_POINTS = 300
+CURVE_POINTS, MARKS = 300, 5
 # Colours and titles of a terminal. Linear in whatever a log holds: none reaches over the next escape.
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
-Point = tuple[float, float]
 
 
 def register(server: MCPServer[Any], workspace: Workspace) -> None:
@@ -89,7 +86,7 @@ def page(workspace: Workspace, job_id: str | None, *, script: str | None) -> tup
         row, problem = None, str(error)
     if row:
         job = status.describe(workspace, row, events=EVENTS, points=CURVE_POINTS)
-        chart = draw(finite(job["loss_curve"]), finite(job["eval_curve"]))
+        chart = draw(series.finite(job["loss_curve"]), series.finite(job["eval_curve"]))
         log = log_end(jobs.log_path(workspace, row["id"]))
     html = _template("page.html.jinja").render(
         lines=[status.summarise(each) for each in rows], job=job, chart=chart, log=log, problem=problem,
@@ -107,7 +104,7 @@ def log_end(path: Path) -> str:
     return without_secrets("\n".join(lines[-LOG_LINES:]))
 
 
-def draw(train: Sequence[Point], evaluation: Sequence[Point], width: int = 640, height: int = 240) -> dict[str, Any]:
+def draw(train: Points, evaluation: Points, width: int = 640, height: int = 240) -> dict[str, Any]:
     """The two curves as points of a picture of `width` × `height`, with the marks of both axes; empty without points.
 
     Single values far above the rest are cut off at the upper edge, or they would flatten all others.
@@ -115,9 +112,8 @@ def draw(train: Sequence[Point], evaluation: Sequence[Point], width: int = 640, 
     points = [*train, *evaluation]
     if not points:
         return {}
-    values = sorted(value for _, value in points)
-    usual = values[math.ceil(0.98 * (len(values) - 1))]
-    low, high = _span(values[0], min(values[-1], usual + 0.5 * (usual - values[0])))
+    values = series.limits(train, evaluation)
+    low, high = values.low, values.high
     first, last = _span(min(step for step, _ in points), max(step for step, _ in points))
     left, right, top, bottom = 60, width - 10, 12, height - 30
 
@@ -131,22 +127,14 @@ def draw(train: Sequence[Point], evaluation: Sequence[Point], width: int = 640, 
         "width": width, "height": height, "left": left, "right": right, "bottom": bottom,
         "train": [(x(step), y(value)) for step, value in train],
         "eval": [(x(step), y(value)) for step, value in evaluation],
-        "values": [(y(mark), f"{mark:.6g}") for mark in _marks(low, high)],
-        "steps": [(x(mark), f"{mark:.0f}") for mark in _marks(first, last) if mark == int(mark)],
+        "values": [(y(mark), f"{mark:.6g}") for mark in series.ticks(low, high, MARKS)],
+        "steps": [(x(mark), f"{mark:.0f}") for mark in series.ticks(first, last, MARKS) if mark == int(mark)],
     }  # fmt: skip
 
 
-def _span(low: float, high: float) -> Point:
+def _span(low: float, high: float) -> tuple[float, float]:
     """Both ends, apart also where they are one."""
     return (low, high) if high > low else (low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5))
-
-
-def _marks(low: float, high: float) -> list[float]:
-    """Round numbers between the two, about four."""
-    rough = (high - low) / 4
-    power = 10 ** math.floor(math.log10(rough))
-    distance = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    return [number * distance for number in range(math.ceil(low / distance), math.floor(high / distance) + 1)]
 
 
 @cache
