@@ -29,6 +29,10 @@ conformance: $(STAMP)
 bundle: $(STAMP)
 	$(BIN)/python .ci/packaging/run.py
 
+# Kills, full disks, broken files and networks while the toy is at work; about an hour. One JSON line a round.
+faults: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -P -m faults --rounds 500 --seed 1
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

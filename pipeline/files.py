@@ -1,5 +1,6 @@
 """Writing so that a reader, or the next process after a kill, sees a whole file or folder or none."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,11 @@ from tunewright.pipeline.errors import NoSpace
 
 PARTIAL = ".partial-"
 STALE_PARTIAL_S = 24 * 3600
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of writing says that there is no room, or no more of it for this user."""
+    return isinstance(error, NoSpace) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 def write_text(path: Path, text: str) -> None:

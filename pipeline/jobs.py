@@ -66,12 +66,13 @@ def submit(workspace: Workspace, kind: str, name: str, spec: dict[str, Any], *, 
         # Its worker starts in another folder, and may be started again by another server.
         files.write_json(new / "spec.json", {"kind": kind, "allowed": access.allowed_here(), **spec})
     with spawn_lock(workspace):
-        workspace.store.execute(
-            "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,?,?,?)",
-            job_id, kind, State.QUEUED, needs_device, json.dumps(spec), time.time(),
-        )  # fmt: skip
-        workspace.store.add_event(job_id, "info", "submitted", f"{kind} submitted.")
-        _start_worker(workspace, job_id)
+        workspace.store.add_job(job_id, kind, State.QUEUED, spec, needs_device=needs_device)
+        try:
+            _start_worker(workspace, job_id)
+        except OSError as error:
+            # The job is stored, and `reconcile` starts it once there is room.
+            if not files.is_disk_full(error):
+                raise
     return workspace.store.job(job_id)
 
 
@@ -122,6 +123,10 @@ def reconcile(workspace: Workspace) -> list[str]:
 
 def _take_up(workspace: Workspace, row: Row) -> None:
     job_id, store = row["id"], workspace.store
+    if row["pid"] is None and not row["cancel"]:
+        # Whoever took the job died, or the disk was full, before a worker was its own: it has not begun.
+        _start_worker(workspace, job_id)
+        return
     if row["cancel"]:
         if move(workspace, job_id, ACTIVE, State.CANCELLED, ended_at=time.time()):
             grant_wish(workspace, job_id, row["cancel"])

@@ -197,6 +197,19 @@ class Store:
 
     # Events and metrics
 
+    def add_job(self, job_id: str, kind: str, state: str, spec: Row, *, needs_device: bool) -> None:
+        """Stores a new job and the first event of its history."""
+        now = time.time()
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at) VALUES (?,?,?,?,?,?)",
+                (job_id, kind, state, needs_device, json.dumps(spec), now),
+            )
+            db.execute(
+                "INSERT INTO events(job_id, at, level, code, message) VALUES (?,?,'info','submitted',?)",
+                (job_id, now, f"{kind} submitted."),
+            )
+
     def add_event(self, job_id: str, level: str, code: str, message: str) -> None:
         self.execute(
             "INSERT INTO events(job_id, at, level, code, message) VALUES (?,?,?,?,?)",

@@ -5,7 +5,6 @@ kill leaves a job without one, and `jobs.reconcile` finds that.
 """
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -146,9 +145,7 @@ def _describe(context: JobContext, error: BaseException) -> dict[str, str]:
         hint = (
             "Lower batch_size (and raise gradient_accumulation alike), max_seq_length or lora_rank; load_in_4bit=true."
         )
-    elif any(words in str(error) for words in DISK_FULL) or (
-        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    ):
+    elif files.is_disk_full(error) or any(words in str(error) for words in DISK_FULL):
         code, hint = "no_disk_space", "Free some space; list_artifacts() shows what is there."
         retry = call("resume_job", job_id=context.job_id)
     return {

@@ -1,6 +1,5 @@
 """What every tool shares: the server class that turns failures into errors for agents, and the common result parts."""
 
-import errno
 import inspect
 import logging
 import os
@@ -22,6 +21,7 @@ from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequ
 from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails
 
+from tunewright.pipeline import files
 from tunewright.pipeline.errors import TunewrightError, nearest
 from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.workspace import Workspace
@@ -214,7 +214,7 @@ def _meant(name: str, tools: Sequence[Tool]) -> str:
 def _unforeseen(name: str, cause: BaseException) -> str:
     """Only the kind of failure: its own text may hold a secret."""
     log.error("tool %s failed", name, exc_info=cause)
-    if "disk is full" in str(cause) or (isinstance(cause, OSError) and cause.errno == errno.ENOSPC):
+    if files.is_disk_full(cause) or "disk is full" in str(cause):
         return (
             f"no_disk_space: {name} failed, because the disk of the data home is full. Free some space; "
             "Next: list_artifacts(). What was half-written is removed."

@@ -181,7 +181,8 @@ def _publish(
     # A killed run had named its model where what has the name is what stands under its own.
     ours = held.get(unverified.lower())
     if not ours or held.get(plan.name.lower()) != ours:
-        _require_free(client, plan)
+        with answering("to say what it has", next=plan.retry):
+            _require_free(client, plan)
     context.check_cancelled()
     _upload(context, client, plan)
     context.check_cancelled()

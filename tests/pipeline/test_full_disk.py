@@ -1,5 +1,6 @@
 """A data home on a disk without room, a small one of its own: what is stored is read, and nothing else is promised."""
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -7,10 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from mcp import Client
 from standins.http_process import COMMAND
 
+from tunewright.pipeline import jobs, lease, processes
 from tunewright.pipeline import store as store_module
 from tunewright.pipeline.errors import NoSpace, Unavailable
 from tunewright.pipeline.store import Store
@@ -137,3 +140,26 @@ def test_a_home_of_an_earlier_version_is_not_served_half_migrated(home: Path, mo
     store = Store(home / "tunewright.db")
     assert store.artifact("ds-a-0001")["note"] is None
     store.close()
+
+
+def test_a_job_whose_worker_could_not_be_started_for_want_of_room_is_queued_and_begins_when_there_is_some(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(processes, "start_detached", no_room)
+        job = jobs.submit(workspace, "export", "a", {}, needs_device=True)
+        assert (job["state"], job["pid"]) == ("queued", None)
+    (device,) = lease.devices()
+    lock = lease.try_take(workspace, device)
+    assert lock is not None
+    try:
+        assert jobs.reconcile(workspace) == [job["id"]]
+        begun = workspace.store.job(job["id"])
+        assert jobs.is_worker_alive(begun) and begun["restarts"] == 0
+        assert "interrupted" not in [event["code"] for event in workspace.store.events(job["id"])]
+        psutil.Process(begun["pid"]).kill()
+    finally:
+        lock.release()

@@ -109,6 +109,19 @@ def test_something_that_is_not_ollama_counts_as_no_server(
             publish(submit, export)
 
 
+def test_a_connection_that_breaks_while_the_name_is_looked_up_is_told_as_what_it_is(
+    workspace: Workspace, server: OllamaStandIn, submit: Submit, export: Row
+) -> None:
+    def drop(request: str) -> None:
+        if server.requests.count("GET /api/tags") == 2:
+            raise BrokenPipeError(request)
+
+    server.on_request = drop
+    with pytest.raises(Unavailable, match="ollama_unavailable"):
+        publish(submit, export)
+    assert server.models == {} and publications(workspace) == []
+
+
 @pytest.mark.parametrize(
     ("failure", "told"),
     [("unsupported architecture 'qwen9'", "unsupported architecture 'qwen9'"), ("", "using existing layer sha256:")],
