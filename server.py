@@ -5,6 +5,7 @@ aside before anything but the standard library is imported. The commands for peo
 """
 
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, redirect_stdout
 from typing import TYPE_CHECKING
@@ -124,11 +125,15 @@ def _version() -> str:
 
 def _allow(folders: list[str]) -> None:
     """Lets files below `folders` be read. Exits with one line where that cannot be."""
+    from pathlib import Path
+
     from tunewright.pipeline import access
     from tunewright.pipeline.errors import TunewrightError
 
     try:
         access.allow(folders)
+        for folder in (folder for folder in folders if not Path(folder).is_dir()):
+            sys.stderr.write(f"--allow-dir {folder}: there is no such folder now.\n")
     except TunewrightError as error:
         raise SystemExit(str(error)) from None
 
@@ -165,6 +170,10 @@ def serve(workspace: "Workspace", wire: int) -> None:
     import anyio
 
     server = _started(workspace)
+    if sys.stdin.isatty():
+        sys.stderr.write(
+            "Waiting for an MCP client on stdin. `tunewright install HOST` connects one; --help says more.\n"
+        )
     # The SDK reads stdin in a thread, which would keep the process after Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     anyio.run(server.run_stdio_on, wire)

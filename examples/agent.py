@@ -71,4 +71,6 @@ async def main(source: str, model: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
     asyncio.run(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "toy"))

@@ -49,4 +49,6 @@ async def main(source: str, model: str, max_steps: int = 60) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
     asyncio.run(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "toy"))

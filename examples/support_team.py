@@ -331,8 +331,9 @@ async def _to_ollama(talk: Conversation, export_id: str, model_name: str) -> Non
     talk.assistant(
         "The template, the stop tokens and the sampling are those of the training; a model that gets others answers "
         "differently, and nobody knows why. So it is made under another name first, asked there what the file was "
-        "asked before, and named only if it answers the same."
+        "asked before, and named only if it answers the same. Shall I?"
     )
+    talk.mara("Please.")
     published = await talk.call(
         "publish_to_ollama",
         lambda a: {

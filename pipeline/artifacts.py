@@ -2,11 +2,13 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from sqlite3 import Connection
 from typing import Any
 
 from tunewright.pipeline import files, jobs
-from tunewright.pipeline.errors import Conflict, NotFound, call
+from tunewright.pipeline.errors import Conflict, NoSpace, NotFound, call
 from tunewright.pipeline.ids import PREFIX
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -51,7 +53,7 @@ def delete(workspace: Workspace, artifact_id: str, *, confirm: bool) -> tuple[st
     needing += _trained_on(workspace, artifact_id)
     if needing:
         raise _still_needed(
-            artifact_id, needing, "Delete those first.", call("delete_artifact", artifact_id=needing[0], confirm=True)
+            artifact_id, needing, "Delete those first.", call("delete_artifact", artifact_id=needing[0])
         )
     # Under the lock, so that no such job is resumed at this moment.
     with jobs.spawn_lock(workspace):
@@ -63,14 +65,15 @@ def delete(workspace: Workspace, artifact_id: str, *, confirm: bool) -> tuple[st
         resumable = jobs.naming(workspace, artifact_id, jobs.State.FAILED, jobs.State.CANCELLED)
         freed = files.size_bytes(folder) if folder and folder.exists() else 0
         _require_confirmation(artifact_id, freed, confirm, [job["id"] for job in resumable])
-        # The row first: a kill in between leaves files without a row, never a row without files.
-        with workspace.store.transaction() as db:
+
+        def forget(db: Connection) -> None:
             db.execute("DELETE FROM artifacts WHERE id=?", (artifact_id,))
             db.executemany(
                 "INSERT INTO events(job_id, at, level, code, message) VALUES (?,?,'warning',?,?)",
                 [(job["id"], time.time(), jobs.INPUT_DELETED, f"{artifact_id} was deleted.") for job in resumable],
             )
-    _remove(folder)
+
+        _remove(workspace, folder, forget)
     return artifact_id, freed
 
 
@@ -102,10 +105,12 @@ def _delete_job(workspace: Workspace, job_id: str, *, confirm: bool) -> tuple[st
     folder = jobs.folder(workspace, job_id)
     freed = files.size_bytes(folder) if folder.exists() else 0
     _require_confirmation(job_id, freed, confirm, [])
-    with workspace.store.transaction() as db:
+
+    def forget(db: Connection) -> None:
         for table, column in (("jobs", "id"), ("events", "job_id"), ("metrics", "job_id")):
             db.execute(f"DELETE FROM {table} WHERE {column}=?", (job_id,))
-    _remove(folder)
+
+    _remove(workspace, folder, forget)
     return job_id, freed
 
 
@@ -124,7 +129,21 @@ def _some(ids: list[str]) -> str:
     return ", ".join(ids[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _remove(folder: Path | None) -> None:
+def _remove(workspace: Workspace, folder: Path | None, forget: Callable[[Connection], None]) -> None:
+    """Deletes what `forget` deletes of the store, and the folder."""
+    try:
+        # The rows first: a kill in between leaves files without a row, never a row without files.
+        with workspace.store.transaction() as db:
+            forget(db)
+        _remove_folder(folder)
+    except NoSpace:
+        # To forget takes room, too, and there is none but what the files give back.
+        _remove_folder(folder)
+        with workspace.store.transaction() as db:
+            forget(db)
+
+
+def _remove_folder(folder: Path | None) -> None:
     if folder is not None and folder.exists():
         # Out of sight in one step, so that a kill leaves no half folder under its name.
         hidden = folder.with_name(f"{files.PARTIAL}deleted-{folder.name}")

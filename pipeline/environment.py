@@ -112,7 +112,7 @@ def list_models(workspace: Workspace, query: str, fits_only: bool) -> list[dict[
     ram_gib = psutil.virtual_memory().available / GIB
     rows: list[dict[str, Any]] = [
         {
-            "model": catalog.TOY, "parameters_b": 0.0035, "licence": "apache-2.0", "kind": "instruct", "thinking": True,
+            "model": catalog.TOY, "parameters_b": 0.0035, "licence": None, "kind": "instruct", "thinking": True,
             "qlora_vram_gb": 0.0, "lora_vram_gb": 0.0, "fits": "cpu", "available": "built in", "ollama": "",
         }
     ]  # fmt: skip

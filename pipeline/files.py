@@ -13,12 +13,20 @@ from typing import Any
 from tunewright.pipeline.errors import NoSpace
 
 PARTIAL = ".partial-"
+# How SQLite, safetensors and torch.save (which names no cause) say that nothing more could be written.
+DISK_FULL = ("disk is full", "No space left on device", "] . unexpected pos ")
 STALE_PARTIAL_S = 24 * 3600
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error of writing says that there is no room, or no more of it for this user."""
-    return isinstance(error, NoSpace) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+    numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, NoSpace) or numbered or says_disk_full(str(error))
+
+
+def says_disk_full(text: str) -> bool:
+    """Whether a message, or the end of a log, does."""
+    return any(words in text for words in DISK_FULL)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,6 +46,20 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def log_end(path: Path, size: int) -> str:
+    """The last `size` bytes of a log, from the beginning of a line; empty where there is none yet.
+
+    A line that began earlier is left out: with its beginning it may have lost what shows that a key in it is one.
+    """
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        begin = max(0, file.seek(0, 2) - size)
+        file.seek(begin)
+        text = file.read(size).decode("utf-8", errors="replace")
+    return text.partition("\n")[2] if begin else text
 
 
 def read_json(path: Path) -> Any:

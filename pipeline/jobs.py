@@ -29,6 +29,8 @@ WORKER_MODULE = "tunewright.pipeline.worker"
 # Codes of events that say how a worker ended before its job was done, and that what the job works on was deleted.
 INTERRUPTED, HOST_MEMORY_OUT = "interrupted", "host_memory_out"
 INPUT_DELETED = "input_deleted"
+# Of a log, in which a worker that could not store its end has told it.
+LOG_END_BYTES = 2000
 # Never in the server's own process, where a training may have rewritten transformers (`inference/loading`).
 OWN_PROCESS = ("validate", "benchmark")
 
@@ -156,6 +158,9 @@ def _death(workspace: Workspace, row: Row) -> dict[str, str]:
         code = HOST_MEMORY_OUT
         what = f"{died}: host memory ran out, and the kernel killed a process for it."
         allowed = f"Close what else takes memory, or train a smaller model or shorter sequences. {log}"
+    elif files.says_disk_full(files.log_end(log_path(workspace, job_id), LOG_END_BYTES)):
+        code, what = "no_disk_space", f"{died}: its disk was full."
+        allowed = f"Free some space on it, then it goes on. {log}"
     else:
         code, what, allowed = "worker_died", f"{died} (killed, or the machine restarted).", log
     return {

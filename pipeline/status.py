@@ -1,6 +1,5 @@
 """A job as a person or an agent wants to see it: where it is, how it goes, what it made, what went wrong. Light."""
 
-from pathlib import Path
 from statistics import linear_regression
 from typing import Any, cast
 
@@ -80,20 +79,6 @@ def describe(workspace: Workspace, row: Row, *, events: int, points: int = CURVE
         "log": str(jobs.log_path(workspace, row["id"])),
     }
     return rounded(told)
-
-
-def log_end(path: Path, size: int) -> str:
-    """The last `size` bytes of a log, from the beginning of a line; empty where there is none yet.
-
-    A line that began earlier is left out: with its beginning it may have lost what shows that a key in it is one.
-    """
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        begin = max(0, file.seek(0, 2) - size)
-        file.seek(begin)
-        text = file.read(size).decode("utf-8", errors="replace")
-    return text.partition("\n")[2] if begin else text
 
 
 def _metrics(last: Numbers, evaluation: list[Row]) -> dict[str, float]:

@@ -79,7 +79,8 @@ MIGRATIONS = [
     CREATE INDEX artifacts_newest ON artifacts(created_at);
     """,
 ]
-BUSY_TIMEOUT_S = 30
+# A caller waits so long for another's change; a job, which nobody waits for and which would fail, far longer.
+BUSY_TIMEOUT_S, PATIENT_S = 30.0, 600.0
 # Of `numbers` a long run has thousands, read at every look at it: this parser takes a seventh of the time. Not for the
 # others, which may hold half a character (a file's name that is no UTF-8): it refuses what json wrote of that.
 JSON_COLUMNS: dict[str, Callable[[str], Any]] = {
@@ -99,8 +100,8 @@ def _is_disk_full(error: sqlite3.OperationalError) -> bool:
 class Store:
     """One per process; safe to use from any thread (each has its own connection)."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self._path, self._busy_timeout_s = path, busy_timeout_s
         self._local = threading.local()
         # SQLite does not wait while another process brings a new file to WAL mode: one opens at a time.
         with FileLock(path.with_name(f"{path.name}.lock"), thread_local=False):
@@ -116,7 +117,7 @@ class Store:
 
     def _open(self) -> tuple[sqlite3.Connection, bool]:
         """A new connection, and whether it only sees the file as it is now: then the next use opens another."""
-        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        connection = sqlite3.connect(self._path, timeout=self._busy_timeout_s, isolation_level=None)
         try:
             # In WAL mode NORMAL loses no consistency; a power cut may lose the last transactions, a kill none.
             connection.execute("PRAGMA synchronous=NORMAL")

@@ -20,12 +20,11 @@ from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.errors import Cancelled, TunewrightError, call
 from tunewright.pipeline.jobs import State
 from tunewright.pipeline.publishing import redact
+from tunewright.pipeline.store import PATIENT_S
 from tunewright.pipeline.workspace import Workspace
 
 # The server's answers come first where both share two cores.
 NICENESS = 5
-# How SQLite, safetensors and torch.save (which names no cause) say that nothing more could be written.
-DISK_FULL = ("disk is full", "No space left on device", "] . unexpected pos ")
 
 
 def stage(kind: str) -> Callable[[JobContext], dict[str, Any]]:
@@ -145,7 +144,7 @@ def _describe(context: JobContext, error: BaseException) -> dict[str, str]:
         hint = (
             "Lower batch_size (and raise gradient_accumulation alike), max_seq_length or lora_rank; load_in_4bit=true."
         )
-    elif files.is_disk_full(error) or any(words in str(error) for words in DISK_FULL):
+    elif files.is_disk_full(error):
         code, hint = "no_disk_space", "Free some space; list_artifacts() shows what is there."
         retry = call("resume_job", job_id=context.job_id)
     return {
@@ -176,7 +175,7 @@ def main() -> None:
     parser.add_argument("--home", required=True)
     parser.add_argument("--job", required=True)
     arguments = parser.parse_args()
-    workspace = Workspace.open(arguments.home)
+    workspace = Workspace.open(arguments.home, busy_timeout_s=PATIENT_S)
     # Whoever started this worker holds the lock until its pid is stored. A pid that is not ours: it died before that,
     # and another worker was, or will be, started for the job.
     with jobs.spawn_lock(workspace):

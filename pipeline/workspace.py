@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tunewright.pipeline.files import remove_stale_partials
 from tunewright.pipeline.settings import Home
-from tunewright.pipeline.store import Store
+from tunewright.pipeline.store import BUSY_TIMEOUT_S, Store
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,11 @@ class Workspace:
     inline: bool = False
 
     @classmethod
-    def open(cls, root: Path | str | None = None, *, inline: bool = False) -> "Workspace":
+    def open(
+        cls, root: Path | str | None = None, *, inline: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S
+    ) -> "Workspace":
         """The workspace over the home at `root` (see `Home.open`); makes or migrates its store."""
         home = Home.open(root)
         for folder in (home.datasets, home.jobs, home.adapters, home.exports, home.models, home.cache):
             remove_stale_partials(folder)
-        return cls(home, Store(home.database), inline)
+        return cls(home, Store(home.database, busy_timeout_s), inline)

@@ -6,7 +6,7 @@ from typing import Any
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
-from tunewright.pipeline import environment, jobs, plots, status
+from tunewright.pipeline import environment, files, jobs, plots, status
 from tunewright.pipeline.errors import InvalidInput, TunewrightError
 from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.store import Row
@@ -38,7 +38,7 @@ def register(server: MCPServer[Any], workspace: Workspace) -> None:
     @server.resource("tw://jobs/{job_id}/log{?tail}", mime_type="text/plain", description="The worker's log, its end.")
     def log_resource(job_id: str, tail: str = "200") -> str:
         job_id = _job(workspace, job_id)["id"]
-        lines = status.log_end(jobs.log_path(workspace, job_id), MAX_TAIL_BYTES).splitlines()
+        lines = files.log_end(jobs.log_path(workspace, job_id), MAX_TAIL_BYTES).splitlines()
         # What a program wrote to the log itself has passed no filter.
         return redact.without_secrets("\n".join(lines[-_tail_lines(job_id, tail) :]))
 

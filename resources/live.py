@@ -21,7 +21,7 @@ from mcp.server.mcpserver.resources import FunctionResource
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from tunewright.pipeline import gpu, jobs, series, status
+from tunewright.pipeline import files, gpu, jobs, series, status
 from tunewright.pipeline.data.privacy import without_secrets
 from tunewright.pipeline.errors import TunewrightError
 from tunewright.pipeline.series import Points
@@ -98,7 +98,7 @@ def page(workspace: Workspace, job_id: str | None, *, script: str | None) -> tup
 
 def log_end(path: Path) -> str:
     """The last lines of a worker's log as a person reads them, without keys; empty where there is none yet."""
-    text = TERMINAL_CODES.sub("", status.log_end(path, LOG_BYTES)).rstrip()
+    text = TERMINAL_CODES.sub("", files.log_end(path, LOG_BYTES)).rstrip()
     # A progress bar writes over its own line: the last state is what a terminal would show.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return without_secrets("\n".join(lines[-LOG_LINES:]))

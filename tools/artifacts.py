@@ -7,6 +7,8 @@ from mcp.types import ToolAnnotations
 from pydantic import BaseModel, Field
 
 from tunewright.pipeline import artifacts
+from tunewright.pipeline.exporting.outputs import is_gguf
+from tunewright.pipeline.workspace import Workspace
 from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
 
 Kind = Literal["dataset", "job", "adapter", "export", "publication"]
@@ -46,13 +48,13 @@ def list_artifacts(
         for row in rows
     ]  # fmt: skip
     following: dict[str, Any] = {"page": page + 1} | ({"kind": kind} if kind else {})
-    steps = [_look(line) for line in lines[:1]]
+    steps = [_look(workspace_of(ctx), line) for line in lines[:1]]
     if more:
         steps.append(step("list_artifacts", "The next page.", **following))
     return Artifacts(artifacts=lines, page=page, more=more, next_steps=steps)
 
 
-def _look(line: ArtifactLine) -> NextStep:
+def _look(workspace: Workspace, line: ArtifactLine) -> NextStep:
     match line.kind:
         case "dataset":
             return step("inspect_dataset", "Look at its rows.", dataset_id=line.id)
@@ -63,7 +65,11 @@ def _look(line: ArtifactLine) -> NextStep:
         case "publication":
             return step("list_artifacts", "What can be published.", kind="export")
         case _:
-            return step("publish_to_ollama", "Look first.", export_id=line.id, model_name="my-model", dry_run=True)
+            files = workspace.store.artifact(line.id)["document"].get("files", [])
+            if any(is_gguf(file["output"]) for file in files):
+                return step("publish_to_ollama", "Look first.", export_id=line.id, model_name="my-model", dry_run=True)
+            hub = {"artifact_id": line.id, "repo_id": "your-name/your-model", "dry_run": True}
+            return step("publish_to_hub", "Look first.", **hub)
 
 
 def delete_artifact(

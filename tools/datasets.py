@@ -23,6 +23,8 @@ from tunewright.tools.waiting import outcome
 
 MAX_ROWS_SHOWN = 20
 MAX_REASONS_SHOWN = 12
+# Held out of a small dataset, for an evaluation to tell a difference (validation/summary.py wants 8 pairs).
+WANTED_EVAL_ROWS, MAX_SUGGESTED_SHARE = 10, 0.2
 FOUND = (
     "languages", "personal_data", "secrets", "leakage", "benchmark_overlap", "reasoning_share", "replaced", "sources",
 )  # fmt: skip
@@ -108,7 +110,7 @@ async def prepare_dataset(
         dropped=_concise(document["dropped"]),
         mended=_concise(document["mended"]),
         report_html=str(Path(document["path"]) / "report.html"),
-        next_steps=[*_cleaned(document, sources, name, chosen), *_after(dataset["id"], model)],
+        next_steps=[*_better(document, sources, name, chosen), *_after(dataset["id"], model)],
     )
 
 
@@ -120,15 +122,24 @@ def _concise(tally: dict[str, Any]) -> dict[str, Dropped]:
     }
 
 
-def _cleaned(document: dict[str, Any], sources: Any, name: str | None, chosen: DatasetArguments) -> list[NextStep]:
-    """The same once more without the secrets and personal data that were found, unless the caller said to keep them."""
+def _better(document: dict[str, Any], sources: Any, name: str | None, chosen: DatasetArguments) -> list[NextStep]:
+    """The same once more without the secrets and personal data that were found, unless the caller said to keep them;
+    and with so many rows held out that an evaluation can tell something, where there are enough.
+    """
+    why, changes = list[str](), dict[str, Any]()
     found = [kind for kind in ("secrets", "personal_data") if document[kind] and kind not in (chosen.cleaning or {})]
-    if not found:
+    if found:
+        changes["cleaning"] = {**(chosen.cleaning or {}), **dict.fromkeys(found, "mask")}
+        what = " and ".join(kind.replace("_", " ") for kind in found)
+        why.append(f"The model may repeat the {what}: mask them, or drop these rows.")
+    rows = document["train_rows"] + document["eval_rows"]
+    if 0 < document["eval_rows"] < WANTED_EVAL_ROWS <= rows * MAX_SUGGESTED_SHARE:
+        changes["eval_fraction"] = MAX_SUGGESTED_SHARE
+        why.append(f"{document['eval_rows']} rows held out are too few to judge by: no difference shows below 8.")
+    if not changes:
         return []
-    given = {"source": sources} | ({"name": name} if name else {}) | chosen.model_dump(exclude_defaults=True)
-    given["cleaning"] = {**(chosen.cleaning or {}), **dict.fromkeys(found, "mask")}
-    what = " and ".join(kind.replace("_", " ") for kind in found)
-    return [step("prepare_dataset", f"The model may repeat the {what}: mask them, or drop these rows.", **given)]
+    given = {"source": sources} | ({"name": name} if name else {}) | chosen.model_dump(exclude_defaults=True) | changes
+    return [step("prepare_dataset", " ".join(why), **given)]
 
 
 def _after(dataset_id: str, model: str) -> list[NextStep]:

@@ -214,7 +214,7 @@ def _meant(name: str, tools: Sequence[Tool]) -> str:
 def _unforeseen(name: str, cause: BaseException) -> str:
     """Only the kind of failure: its own text may hold a secret."""
     log.error("tool %s failed", name, exc_info=cause)
-    if files.is_disk_full(cause) or "disk is full" in str(cause):
+    if files.is_disk_full(cause):
         return (
             f"no_disk_space: {name} failed, because the disk of the data home is full. Free some space; "
             "Next: list_artifacts(). What was half-written is removed."

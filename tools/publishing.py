@@ -100,7 +100,11 @@ async def publish_to_ollama(
     }  # fmt: skip
     if dry_run:
         asks = bool(_ollama_question(plan))
-        why = "Do it, once the user agrees." if asks else "Do it."
+        why = (
+            "Do it, once the user agrees."
+            if plan["server"]["version"]
+            else "Once an Ollama server runs and the user agrees."
+        )
         again = step("publish_to_ollama", why, **plan["arguments"], **({"confirm": True} if asks else {}))
         return Published(state="dry run", plan=plan, next_steps=[again])
     agreement.require(agreed, _ollama_question(plan))

@@ -18,6 +18,7 @@ from tunewright.tools.waiting import MAX_WAIT_S, look_after, wait_for
 
 # Hosts with MCP Apps show the jobs' page beside the answer (resources/live.py).
 VIEW = {"ui": {"resourceUri": "ui://tunewright/jobs"}}
+OVERVIEW_POLL_S = 20.0
 EVENTS = {"concise": 4, "image": 4, "detailed": 50}
 
 
@@ -59,6 +60,7 @@ class Status(Result):
     job: JobView | None = None
     jobs: list[JobLine] = Field(default_factory=list[JobLine])
     poll_after_s: float | None = None
+    problem: str | None = None
 
 
 async def get_status(
@@ -71,23 +73,35 @@ async def get_status(
 ) -> Annotated[CallToolResult, Status]:
     """Where a job is: state, ETA, loss curve, alerts with advice, plan against reality, events, result or failure."""
     workspace = workspace_of(ctx)
-    await look_after(workspace)
+    hindered = await look_after(workspace)
+    problem = hindered and f"A job's worker has ended. {hindered.what} {hindered.allowed}"
     if job_id is None:
-        rows = jobs.newest(workspace)
-        active = [row for row in rows if row["state"] in jobs.ACTIVE]
-        steps = [step("get_status", "Follow this one.", job_id=row["id"], wait_s=50) for row in active[:3]]
-        lines = [JobLine(**status.summarise(row)) for row in rows]
-        return _result(Status(jobs=lines, next_steps=steps or [_begin(workspace)]))
+        return _result(await _overview(ctx, workspace, wait_s, problem))
     row = await wait_for(ctx, workspace, job_id, wait_s)
     # In a thread: a long run has thousands of steps, and others are served meanwhile.
     told = await anyio.to_thread.run_sync(partial(status.describe, workspace, row, events=EVENTS[detail]))
     view = JobView(**told)
     poll_after_s = None if row["state"] not in jobs.ACTIVE else round(min(30.0, max(2.0, (view.eta_s or 20) / 4)), 1)
-    found = Status(job=view, next_steps=_next(workspace, row), poll_after_s=poll_after_s)
+    found = Status(job=view, next_steps=_next(workspace, row), poll_after_s=poll_after_s, problem=problem)
     if detail != "image":
         return _result(found)
     png = await anyio.to_thread.run_sync(partial(plots.loss_png, workspace, row["id"]))
     return _result(found, Image(data=png, format="png").to_image_content())
+
+
+async def _overview(ctx: AppContext, workspace: Workspace, wait_s: float, problem: str | None) -> Status:
+    """The newest jobs, after the first of them that is active has ended or `wait_s` have passed."""
+    rows = jobs.newest(workspace)
+    first = next((row["id"] for row in rows if row["state"] in jobs.ACTIVE), None)
+    if first and wait_s:
+        await wait_for(ctx, workspace, first, wait_s)
+        rows = jobs.newest(workspace)
+    active = [row["id"] for row in rows if row["state"] in jobs.ACTIVE]
+    steps = [step("get_status", "Follow this one.", job_id=job_id, wait_s=MAX_WAIT_S) for job_id in active[:3]]
+    return Status(
+        jobs=[JobLine(**status.summarise(row)) for row in rows], next_steps=steps or [_begin(workspace)],
+        poll_after_s=OVERVIEW_POLL_S if active else None, problem=problem,
+    )  # fmt: skip
 
 
 def _result(found: Status, *more: ContentBlock) -> CallToolResult:

@@ -20,10 +20,15 @@ POLL_S = 0.1
 RECONCILE_EVERY_S = 2.0
 
 
-async def look_after(workspace: Workspace) -> None:
-    """Finds jobs whose worker has died (`jobs.reconcile`). A full disk leaves them as they are, still to be read."""
-    with suppress(NoSpace):
+async def look_after(workspace: Workspace) -> NoSpace | None:
+    """Finds jobs whose worker has died (`jobs.reconcile`). Returns what keeps them from being started again or marked:
+    a full disk leaves them as they are, still to be read.
+    """
+    try:
         await anyio.to_thread.run_sync(jobs.reconcile, workspace)
+    except NoSpace as error:
+        return error
+    return None
 
 
 async def wait_for(ctx: AppContext, workspace: Workspace, job_id: str, wait_s: float) -> Row:

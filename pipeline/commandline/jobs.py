@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tunewright.pipeline import jobs as pipeline_jobs
 from tunewright.pipeline import status as pipeline_status
 from tunewright.pipeline.commandline.console import console, duration, next_command, open_workspace, printable
+from tunewright.pipeline.errors import NoSpace
 from tunewright.pipeline.jobs import ACTIVE, State
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -36,7 +37,7 @@ def status(home: str | None, job_id: str | None, *, watch: bool) -> int:
     """
     workspace = open_workspace(home)
     if not watch:
-        pipeline_jobs.reconcile(workspace)
+        _look_after(workspace)
         console().print(_view(workspace, job_id))
         return 0
     if sys.stdout.isatty():
@@ -48,13 +49,21 @@ def status(home: str | None, job_id: str | None, *, watch: bool) -> int:
     return 0 if job_id is None or workspace.store.job(job_id)["state"] == State.SUCCEEDED else 1
 
 
+def _look_after(workspace: Workspace) -> None:
+    try:
+        pipeline_jobs.reconcile(workspace)
+    except NoSpace as error:
+        # What is stored is shown all the same.
+        sys.stderr.write(f"A job's worker has ended. {error}\n")
+
+
 def _rows(workspace: Workspace, job_id: str | None) -> list[Row]:
     return [workspace.store.job(job_id)] if job_id else pipeline_jobs.newest(workspace)
 
 
 def _wait(workspace: Workspace, job_id: str | None) -> bool:
     """Waits a moment; returns whether something still goes on."""
-    pipeline_jobs.reconcile(workspace)
+    _look_after(workspace)
     if not any(row["state"] in ACTIVE for row in _rows(workspace, job_id)):
         return False
     time.sleep(POLL_S)

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.pipeline.context import JobContext
@@ -24,7 +25,7 @@ from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
 # What the Hub itself puts into every new repository.
 HUB_OWN = {".gitattributes"}
@@ -262,6 +263,15 @@ def _is_same(content: Content, entry: Any) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == entry.blob_id
 
 
+def _require_as_exported(plan: Plan, additions: "list[CommitOperationAdd]") -> None:
+    """Raises Conflict where what was sent is not the file that the export wrote: no commit names it yet."""
+    written = {entry["path"]: entry for entry in plan.artifact["document"].get("files", []) if "sha256" in entry}
+    for addition in additions:
+        entry = written.get(str(plan.contents[addition.path_in_repo]))
+        if entry and addition.upload_info.sha256.hex() != entry["sha256"]:
+            raise lineage.file_changed(plan.artifact, Path(entry["path"]), entry["output"])
+
+
 def _upload(context: JobContext, api: "HfApi", plan: Plan, remote: _Remote) -> str:
     """Sends the contents, then makes the one commit that names them and removes what else there is; returns its id."""
     from huggingface_hub import CommitOperationDelete
@@ -269,6 +279,7 @@ def _upload(context: JobContext, api: "HfApi", plan: Plan, remote: _Remote) -> s
     done = f"{plan.repo_id} holds what it held before; what was sent is not sent again."
     with answering(context.workspace, plan.repo_id, retry=plan.retry, done=done), ExitStack() as stack:
         additions = upload.send(context, api, plan.repo_id, plan.contents, stack)
+        _require_as_exported(plan, additions)
         context.check_cancelled()
         context.progress("committing")
         removals = [CommitOperationDelete(path) for path in sorted(remote.held - set(plan.contents))]

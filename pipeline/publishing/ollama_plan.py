@@ -86,7 +86,8 @@ class Plan:
 
     @property
     def retry(self) -> str:
-        return self.request.call(confirm=True)
+        """The same call again, agreed to where it must be."""
+        return self.request.call(**({"confirm": True} if self.request.push or self.forced else {}))
 
 
 def make(workspace: Workspace, request: Request) -> Plan:

@@ -119,6 +119,32 @@ async def test_a_server_starts_on_it_and_answers(home: Path, tmp_path: Path) -> 
     workspace.store.close()
 
 
+@pytest.mark.anyio
+async def test_a_job_whose_worker_died_of_it_is_told_as_such_and_what_is_deleted_makes_room(home: Path) -> None:
+    workspace = Workspace.open(home)
+    spare = home / "datasets" / "ds-a-0001"
+    spare.mkdir()
+    (spare / "train.parquet").write_bytes(bytes(300_000))
+    job = jobs.submit(workspace, "export", "a", {}, needs_device=True)
+    psutil.Process(job["pid"]).kill()
+    jobs.log_path(workspace, job["id"]).write_text("OperationalError: database or disk is full\n", encoding="utf-8")
+    filler = fill(home)
+    assert psutil.Process(job["pid"]).wait(timeout=20) is not None
+    async with Client(build_server(workspace)) as client:
+        for given in ({}, {"job_id": job["id"]}):
+            told = (await client.call_tool("get_status", given)).structured_content or {}
+            assert told["problem"].startswith("A job's worker has ended. The disk of "), told
+        freed = await client.call_tool("delete_artifact", {"artifact_id": "ds-a-0001", "confirm": True})
+        assert freed.structured_content and freed.structured_content["freed_bytes"] >= 300_000
+    assert not spare.exists() and workspace.store.artifacts("dataset") == []
+    filler.unlink()
+    jobs.reconcile(workspace)
+    events = {event["code"]: event["message"] for event in workspace.store.events(job["id"])}
+    assert "its disk was full" in events["interrupted"]
+    jobs.cancel(workspace, job["id"])
+    workspace.store.close()
+
+
 def test_on_http_a_token_that_cannot_be_kept_is_an_error_with_the_next_step(home: Path) -> None:
     fill(home)
     with pytest.raises(Unavailable, match=r"^no_token_file: .*No space left on device.* Next: tunewright --home DIR"):

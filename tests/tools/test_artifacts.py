@@ -66,7 +66,7 @@ async def test_what_something_else_needs_is_not_deleted(
 ) -> None:
     text = await refused("delete_artifact", artifact_id=adapter["id"], confirm=True)
     assert text.startswith(f"still_needed: {adapter['id']} is needed by {export['id']}.")
-    assert f'Next: delete_artifact(artifact_id="{export["id"]}", confirm=true).' in text
+    assert f'Next: delete_artifact(artifact_id="{export["id"]}").' in text
     await call("delete_artifact", artifact_id=export["id"], confirm=True)
     await call("delete_artifact", artifact_id=adapter["id"], confirm=True)
 
@@ -77,3 +77,10 @@ async def test_an_ended_job_is_deleted_with_its_metrics(call: Call, ended_job: E
     await call("delete_artifact", artifact_id=job_id, confirm=True)
     assert not workspace.store.metrics(job_id)
     assert not list(workspace.home.jobs.iterdir())
+
+
+async def test_what_comes_next_fits_what_the_export_holds(call: Call, workspace: Workspace, export: Row) -> None:
+    assert (await call("list_artifacts", kind="export"))["next_steps"][0]["tool"] == "publish_to_ollama"
+    document = {"files": [{"output": "lora"}]}
+    workspace.store.add_artifact("ex-lora-0001", "export", "lora", document, parents=[])
+    assert (await call("list_artifacts", kind="export"))["next_steps"][0]["tool"] == "publish_to_hub"

@@ -214,3 +214,18 @@ async def test_looking_at_rows_as_the_toy_sees_them_trains_nothing(
     await call("inspect_dataset", dataset_id=dataset_id, view="rendered", model="toy")
     assert toy.folder(workspace.home).is_dir()
     assert not toy.is_trained(workspace.home)
+
+
+async def test_too_few_rows_held_out_to_judge_by_lead_to_more(call: Call, write: Write) -> None:
+    def rows(count: int) -> str:
+        return "".join(
+            json.dumps({"prompt": f"What is {i}?", "response": f"A number, {i}."}) + "\n" for i in range(count)
+        )
+
+    prepared = await call("prepare_dataset", source=str(write("some.jsonl", rows(100))), dedupe=False)
+    again = prepared["next_steps"][0]
+    assert again["tool"] == "prepare_dataset" and "too few to judge by" in again["why"]
+    held_out = (await call(again["tool"], **again["arguments"]))["eval_rows"]
+    assert held_out >= 10 > prepared["eval_rows"] > 0
+    few = await call("prepare_dataset", source=str(write("few.jsonl", rows(20))), dedupe=False, eval_fraction=0.1)
+    assert few["next_steps"][0]["tool"] == "inspect_dataset"

@@ -13,7 +13,7 @@ import pytest
 from mcp import Client
 from mcp.types import ImageContent, TextContent, Tool
 
-from tunewright.pipeline import processes
+from tunewright.pipeline import jobs, processes
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
@@ -262,3 +262,16 @@ async def test_after_an_export_what_can_be_published_is_and_what_was_not_verifie
 async def test_the_overview_holds_the_newest_twenty_newest_first(call: Call, ended_job: EndedJob) -> None:
     ids = [ended_job("finetune", "succeeded") for _ in range(23)]
     assert [job["job_id"] for job in (await call("get_status"))["jobs"]] == ids[:2:-1]
+
+
+async def test_the_overview_waits_for_what_runs_and_says_when_to_look_again(
+    call: Call, workspace: Workspace, held_device: None
+) -> None:
+    job_id = jobs.submit(workspace, "export", "numbers", {}, needs_device=True)["id"]
+    seen = await call("get_status", wait_s=0.3)
+    assert seen["jobs"][0]["state"] == "queued" and seen["poll_after_s"] > 0
+    jobs.cancel(workspace, job_id)
+    began = time.monotonic()
+    seen = await call("get_status", wait_s=50)
+    assert seen["jobs"][0]["state"] == "cancelled" and seen["poll_after_s"] is None
+    assert time.monotonic() - began < 45

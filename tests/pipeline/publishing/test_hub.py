@@ -170,6 +170,22 @@ def test_one_changed_byte_makes_it_another_repository(server: HubStandIn, submit
     assert len(repository.commits) == 2
 
 
+def test_a_file_that_was_damaged_since_its_export_gets_no_commit(
+    workspace: Workspace, server: HubStandIn, submit: Submit, export: Row
+) -> None:
+    entry = next(file for file in export["document"]["files"] if file["output"] == "gguf:q8_0")
+    whole = Path(entry["path"]).read_bytes()
+    entry["sha256"] = hashlib.sha256(whole).hexdigest()
+    workspace.store.execute("UPDATE artifacts SET document=? WHERE id=?", json.dumps(export["document"]), export["id"])
+    Path(entry["path"]).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(Conflict, match="file_changed"):
+        publish(submit, export, outputs=["gguf:q8_0"])
+    assert server.repositories[REPO].commits == [] and publications(workspace) == []
+    Path(entry["path"]).write_bytes(whole)
+    publish(submit, export, outputs=["gguf:q8_0"])
+    assert len(server.repositories[REPO].commits) == 1
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_nothing_private_goes_into_a_public_repository(
     server: HubStandIn, submit: Submit, adapter: Row, overwrite: bool
