@@ -143,7 +143,7 @@ def _open(home: str | None, *, inline: bool) -> "Workspace":
     import logging
     import sqlite3
 
-    from tunewright.pipeline.publishing import redact
+    from tunewright.pipeline import redact
 
     redact.redact_output()
     # Configured before the server is built, or the SDK's own handler prints tracebacks of hundreds of lines.

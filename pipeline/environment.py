@@ -12,7 +12,7 @@ import psutil
 from tunewright.pipeline import catalog, gpu, models, toy
 from tunewright.pipeline.errors import Unavailable
 from tunewright.pipeline.exporting import toolchain
-from tunewright.pipeline.publishing.redact import without_login
+from tunewright.pipeline.redact import without_login
 from tunewright.pipeline.settings import hub_endpoint, ollama_host
 from tunewright.pipeline.workspace import Workspace
 

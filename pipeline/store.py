@@ -19,9 +19,9 @@ from filelock import FileLock
 # pydantic's own parser; the MCP SDK brings it.
 from pydantic_core import from_json
 
+from tunewright.pipeline import redact
 from tunewright.pipeline.errors import InvalidInput, NoSpace, NotFound, call, nearest
 from tunewright.pipeline.ids import PREFIX
-from tunewright.pipeline.publishing import redact
 
 # Each entry brings the schema from its index to the next version; entries are only ever added.
 MIGRATIONS = [

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tunewright.pipeline import access, files, jobs, lease, rerun
+from tunewright.pipeline import access, files, jobs, lease, redact, rerun
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.errors import Cancelled, TunewrightError, call
 from tunewright.pipeline.jobs import State
-from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.store import PATIENT_S
 from tunewright.pipeline.workspace import Workspace
 

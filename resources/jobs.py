@@ -6,9 +6,8 @@ from typing import Any
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 
-from tunewright.pipeline import environment, files, jobs, plots, status
+from tunewright.pipeline import environment, files, jobs, plots, redact, status
 from tunewright.pipeline.errors import InvalidInput, TunewrightError
-from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 

@@ -19,12 +19,11 @@ from mcp.types import TextContent
 from standins.datasets_server import DatasetsStandIn
 from standins.hub_server import HubStandIn, Repository
 
-from tunewright.pipeline import jobs, models, worker
+from tunewright.pipeline import jobs, models, redact, worker
 from tunewright.pipeline.chat import protocol
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.data.prepare import prepare
 from tunewright.pipeline.errors import InvalidInput
-from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.workspace import Workspace
 from tunewright.server import INSTRUCTIONS, build_server
 
@@ -401,7 +400,7 @@ def test_a_workers_log_holds_no_secret(workspace: Workspace, planted: dict[str, 
 def test_what_python_prints_in_a_worker_is_written_without_secrets(run_python: RunPython, tmp_path: Path) -> None:
     code = """
 import sys
-from tunewright.pipeline.publishing import redact
+from tunewright.pipeline import redact
 redact.redact_output()
 import logging, os
 logging.basicConfig(level=logging.INFO)

@@ -21,9 +21,8 @@ from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequ
 from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails
 
-from tunewright.pipeline import files
+from tunewright.pipeline import files, redact
 from tunewright.pipeline.errors import TunewrightError, nearest
-from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.workspace import Workspace
 
 log = logging.getLogger("tunewright")

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, Listener, answer_challenge, d
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.pipeline import lease
+from tunewright.pipeline import lease, redact
 from tunewright.pipeline.chat import protocol
 from tunewright.pipeline.chat.protocol import Answer
 from tunewright.pipeline.chat_template import ChatTemplate
@@ -24,7 +24,6 @@ from tunewright.pipeline.errors import TunewrightError
 from tunewright.pipeline.inference import answers
 from tunewright.pipeline.inference.requests import Request, Sampling
 from tunewright.pipeline.inference.subject import Subject
-from tunewright.pipeline.publishing import redact
 from tunewright.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:

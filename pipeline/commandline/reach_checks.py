@@ -9,7 +9,7 @@ from tunewright.pipeline.commandline import hosts
 from tunewright.pipeline.commandline.findings import Finding, failure, ok, warning
 from tunewright.pipeline.errors import TunewrightError
 from tunewright.pipeline.publishing import ollama_plan
-from tunewright.pipeline.publishing.redact import without_login
+from tunewright.pipeline.redact import without_login
 from tunewright.pipeline.settings import hub_endpoint, ollama_host
 
 HUB_TIMEOUT_S = 5.0

@@ -13,7 +13,7 @@ from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
 from tunewright.pipeline.errors import InvalidInput, NotFound, Unavailable, call, nearest
-from tunewright.pipeline.publishing.redact import TOKEN
+from tunewright.pipeline.redact import TOKEN
 from tunewright.pipeline.settings import ollama_host
 
 OLLAMA = "ollama"

@@ -11,7 +11,7 @@ from typing import Any
 from tunewright.pipeline import reports
 from tunewright.pipeline.exporting.outputs import LORA, LORA_GGUF, MERGED, MERGED_4BIT, is_gguf
 from tunewright.pipeline.publishing import licences, lineage, usage
-from tunewright.pipeline.publishing.redact import public
+from tunewright.pipeline.redact import public
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.training import request
 from tunewright.pipeline.workspace import Workspace

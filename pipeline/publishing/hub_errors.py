@@ -5,7 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from tunewright.pipeline.errors import Conflict, TunewrightError, Unavailable, call
-from tunewright.pipeline.publishing.redact import public_text, without_login
+from tunewright.pipeline.redact import public_text, without_login
 from tunewright.pipeline.settings import hub_endpoint
 from tunewright.pipeline.workspace import Workspace
 

@@ -12,7 +12,7 @@ from tunewright.pipeline import files
 from tunewright.pipeline.errors import InvalidInput, NotFound, call
 from tunewright.pipeline.exporting.outputs import LORA, LORA_GGUF, MERGED, MERGED_4BIT
 from tunewright.pipeline.publishing import lineage
-from tunewright.pipeline.publishing.redact import public
+from tunewright.pipeline.redact import public
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 

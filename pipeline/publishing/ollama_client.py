@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from tunewright.pipeline.chat_template import Message
 from tunewright.pipeline.errors import Unavailable
-from tunewright.pipeline.publishing.redact import without_login
 from tunewright.pipeline.publishing.trainable import trainable_form
+from tunewright.pipeline.redact import without_login
 from tunewright.pipeline.settings import ollama_host
 
 CONNECT_TIMEOUT_S = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunewright.pipeline.benchmarking.exams import BENCHMARKS
 from tunewright.pipeline.data import splits
-from tunewright.pipeline.publishing.redact import public_text
+from tunewright.pipeline.redact import public_text
 from tunewright.pipeline.reports import evidence, judged, words
 from tunewright.pipeline.reports.judged import MODELS
 from tunewright.pipeline.workspace import Workspace

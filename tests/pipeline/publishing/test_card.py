@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tunewright.pipeline.publishing import card, redact
+from tunewright.pipeline import redact
+from tunewright.pipeline.publishing import card
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.workspace import Workspace
 
