@@ -67,8 +67,11 @@ def readable_folder(workspace: Workspace | None, folder: Path) -> Path:
 
 def looked_at(path: Path) -> list[Path]:
     """What is looked at for a path that may be a glob: itself, and the folder that a glob is looked up from."""
-    before_stars = Path(*takewhile(lambda part: not set(part) & set(GLOB_CHARACTERS), path.parts))
-    return [path] if path.exists() else [path, before_stars]
+    return [path] if path.exists() else [path, _before_stars(path)]
+
+
+def _before_stars(path: Path) -> Path:
+    return Path(*takewhile(lambda part: not set(part) & set(GLOB_CHARACTERS), path.parts))
 
 
 def open_real(real: Path) -> FileIO | None:
@@ -156,9 +159,13 @@ def _refused(path: Path, real: Path) -> InvalidInput:
         )  # fmt: skip
     leads = f" leads to {real}, which" if real != path else ""
     allowed, here = allowed_here(), settings.working_folder()
-    # A folder that holds the whole home is not to be opened for one file in it.
-    around = real.parent if real.suffix else real
-    wanted = real if settings.is_broad(around) else around
+    searched = _before_stars(real)
+    is_glob = searched != real
+    around = searched if is_glob or not real.suffix else real.parent
+    wanted = str(around)
+    if settings.is_broad(around):
+        # A folder that holds the whole home is not to be opened for some files in it.
+        wanted = "<a folder with these files alone>" if is_glob else str(real)
     where = f": {', '.join(allowed)}" if allowed else "; the host started it in none"
     return InvalidInput(
         "path_not_allowed",

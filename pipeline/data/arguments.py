@@ -22,7 +22,10 @@ class DatasetArguments(BaseModel):
     format: Annotated[Format, Field(description="auto recognises it.")] = "auto"
     mapping: Annotated[
         dict[str, str] | None,
-        Field(description='Part to column, for other layouts: {"prompt": "q", "response": "a"}.'),
+        Field(
+            description='Part to column, for other layouts: {"prompt": "q", "response": "a"}; '
+            "with messages: role, content, user, …."
+        ),
     ] = None
     split: Annotated[str, Field(max_length=64, description="Which split to take.")] = "train"
     system_prompt: Annotated[Text | None, Field(description="Put before rows that have none.")] = None

@@ -15,7 +15,7 @@ from tunewright.pipeline.data.cells import shortened
 from tunewright.pipeline.data.conversion import MEDIA, Layout, to_record
 from tunewright.pipeline.data.llamafactory import LayoutHint
 from tunewright.pipeline.data.rows import Kind
-from tunewright.pipeline.data.samples import Sample, key
+from tunewright.pipeline.data.samples import OPTION_LISTS, Sample, guessed_turns, key
 from tunewright.pipeline.errors import InvalidInput, call
 
 __all__ = ["Format", "Layout", "check_mapping", "find", "shortened", "to_record"]
@@ -27,11 +27,13 @@ Format = Literal[
 # What writes an error's next call: the one that failed, with what is given here in it.
 Again = Callable[..., str]
 PREPARE: Again = partial(call, "prepare_dataset")
+# Of a turn in `messages`: its keys, and the names of its speakers. The layout's tags are called so.
+TURN_PARTS = ("role", "content", "user", "assistant")
 # What a mapping must name and what it may name beside it; the first that shares a key that it must have is meant.
 MAPPINGS = (
     (("text",), ()),
     (("chosen", "rejected"), ("prompt", "input", "messages", "system", "history", "tools")),
-    (("messages",), ("system", "tools", "label")),
+    (("messages",), ("system", "tools", "label", *TURN_PARTS)),
     (("prompt", "response"), ("input", "system", "history", "thinking", "label", "tools")),
 )
 # The columns by which layouts are known, for the nearest one to be named.
@@ -53,6 +55,13 @@ HINTED_DEFAULTS = {
     "sharegpt": {"messages": "conversations"},
     "openai": {"messages": "messages"},
 }
+GUESSED = "the one below is guessed, so look at the file before you send it."
+# Where no mapping would help.
+CONVERTED = (
+    'Convert the file to a list of objects, or to JSONL with one a line, such as {"messages": [{"role": "user", '
+    '"content": "…"}, {"role": "assistant", "content": "…"}]}.'
+)
+CONVERT = f"convert the file, then {call('prepare_dataset', source='…')}"
 NEEDED_PARTS = ("prompt", "response", "messages", "chosen", "rejected", "label")
 
 
@@ -74,11 +83,15 @@ def find(
             "unknown_layout", f"{path} holds no objects with named fields.", allowed=f"Known layouts: {_known()}."
         )
     if mapping:
-        return _mapped(mapping, sample, path, again)
-    hinted = _hinted(hint, sample, path, again) if hint and format == "auto" else None
-    found = hinted or recognition.recognise(sample, format)
+        found = _mapped(mapping, sample, path, again)
+    else:
+        hinted = _hinted(hint, sample, path, again) if hint and format == "auto" else None
+        found = hinted or recognition.recognise(sample, format)
     if found is None:
         raise _unknown(sample, path, format, again)
+    talks = found.columns.get("messages")
+    if talks and not recognition.are_spoken(sample, talks, found.tags):
+        raise _no_turns(sample, talks, path, again, mapping or {})
     return found
 
 
@@ -89,7 +102,9 @@ def check_mapping(mapping: Mapping[str, str], format: str) -> None:
     needed, optional = next((entry for entry in MAPPINGS if set(entry[0]) & set(mapping)), MAPPINGS[-1])
     missing = [part for part in needed if part not in mapping]
     extra = [part for part in mapping if part not in (*needed, *optional)]
-    twice = [column for column in mapping.values() if list(mapping.values()).count(column) > 1]
+    alike = ([part for part in mapping if part not in TURN_PARTS], TURN_PARTS[:2], TURN_PARTS[2:])
+    named = [[mapping[part] for part in parts if part in mapping] for parts in alike]
+    twice = [name for names in named for name in names if names.count(name) > 1]
     what = ""
     if unknown:
         what = f"has the unknown key {unknown[0]!r}"
@@ -98,7 +113,7 @@ def check_mapping(mapping: Mapping[str, str], format: str) -> None:
     elif extra:
         what = f"has {extra[0]!r} beside {needed[0]!r}, which do not go together"
     elif twice:
-        what = f"names the column {twice[0]!r} twice"
+        what = f"names {twice[0]!r} twice"
     if what:
         sets = "; ".join(
             " and ".join(needed) + (f" (optional: {', '.join(optional)})" if optional else "")
@@ -107,7 +122,8 @@ def check_mapping(mapping: Mapping[str, str], format: str) -> None:
         raise InvalidInput(
             "invalid_mapping",
             f"The mapping {what}.",
-            allowed=f"Keys that make a row: {sets}. Each names a column of the file.",
+            allowed=f"Keys that make a row: {sets}. Each names a column of the file; but role and content name keys of "
+            "a turn in messages, user and assistant its speakers.",
             next=call("prepare_dataset", source="…", mapping={"prompt": "question", "response": "answer"}),
         )
     if format not in ("auto", "mapped"):
@@ -118,7 +134,10 @@ def check_mapping(mapping: Mapping[str, str], format: str) -> None:
 
 def _mapped(mapping: Mapping[str, str], sample: Sample, path: str, again: Again) -> Layout:
     columns: dict[str, str] = {}
+    tags = {f"{part}_tag": mapping[part] for part in TURN_PARTS if part in mapping}
     for part, name in mapping.items():
+        if part in TURN_PARTS:
+            continue
         column = name if name in sample.shown else sample.column(name)
         if column is None:
             raise InvalidInput(
@@ -128,7 +147,7 @@ def _mapped(mapping: Mapping[str, str], sample: Sample, path: str, again: Again)
                 next=again(source=path, mapping={**mapping, part: sample.closest(name)}),
             )
         columns[part] = column
-    return recognition.layout(sample, "mapped", _kind(columns), columns)
+    return recognition.layout(sample, "mapped", _kind(columns), columns, tags)
 
 
 def _kind(columns: Mapping[str, str]) -> Kind:
@@ -153,7 +172,7 @@ def _hinted(hint: LayoutHint, sample: Sample, path: str, again: Again) -> Layout
                 "column_not_found",
                 f"{path} has no column {name!r}, which dataset_info.json names for {hinted!r}.",
                 allowed=f"{sample.listed()} {sample.nearest(name)}",
-                next=again(source=path, mapping=sample.guess()),
+                next=again(source=path, mapping=guess) if (guess := sample.guess()) else CONVERT,
             )
         if column is not None and (part not in MEDIA or sample.values(column)):
             columns[part] = column
@@ -175,15 +194,37 @@ def _unknown(sample: Sample, path: str, format: str, again: Again) -> InvalidInp
             allowed=f"format={format!r} was asked for; the columns are those of {other.format}.",
             next=again(source=path),
         )
-    options = sample.column(*recognition.OPTION_LISTS)
+    guess, nested = sample.guess(), sample.nested()
+    if nested and ("role" in guess or not guess):
+        return _no_turns(sample, guess.get("messages", nested[0]), path, again, {})
+    options = sample.column(*OPTION_LISTS)
     if options:
         asked += f"{options} holds options in a column of their own: write them into the question. "
     return InvalidInput(
         "unknown_layout",
         f"The layout of {path} is not known. {sample.listed()}",
-        allowed=f"{asked}{_nearest(sample)}Known layouts: {_known()}. Or say by `mapping` what the columns hold: "
-        "the one below is guessed from their names, so look at the file before you send it.",
-        next=again(source=path, mapping=sample.guess()),
+        allowed=f"{asked}{_nearest(sample)}Known layouts: {_known()}. "
+        + (f"Or say by `mapping` what the columns hold: {GUESSED}" if guess else CONVERTED),
+        next=again(source=path, mapping=guess) if guess else CONVERT,
+    )
+
+
+def _no_turns(sample: Sample, column: str, path: str, again: Again, mapping: Mapping[str, str]) -> InvalidInput:
+    """The refusal of a column of objects that are no known turns; what else the `mapping` named stays in the next."""
+    talks = sample.talks(column)
+    turns = Sample([turn for talk in talks for turn in talk])
+    guess = guessed_turns(talks)
+    speakers = list(dict.fromkeys(str(name) for name in turns.values(guess["role"]))) if guess else []
+    if mapping.get("user") in speakers and mapping.get("assistant") in speakers:
+        guess |= {part: mapping[part] for part in ("user", "assistant")}
+    named = f" Speakers: {', '.join(map(repr, speakers))}." if speakers else ""
+    return InvalidInput(
+        "unknown_layout",
+        f"{shortened(column, 60)!r} of {path} holds objects that are no known turns. "
+        f"{turns.listed('Keys of one')}{named}",
+        allowed="A turn has its speaker (user, assistant, …) under role or from, its text under content or value. "
+        + (f"Or say by `mapping` which keys and speakers these are: {GUESSED}" if guess else CONVERTED),
+        next=again(source=path, mapping={**mapping, "messages": column, **guess}) if guess else CONVERT,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from tunewright.pipeline.data import cells, turns
 from tunewright.pipeline.data.conversion import MEDIA, OPTIONS, Layout
 from tunewright.pipeline.data.rows import Kind
-from tunewright.pipeline.data.samples import META, Sample, content_key, key, role_key, turns_in
+from tunewright.pipeline.data.samples import META, OPTION_LISTS, Sample, content_key, is_pair, key, role_key, turns_in
 
 # Columns of prompts and of answers, each in the order in which they are taken; the first line that fits is taken.
 PAIRS = (
@@ -51,8 +51,6 @@ THINKING = (
     "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "chain_of_thought", "complex_cot", "cot",
     "rationale",
 )  # fmt: skip
-# Lists of options beside a question, without which its answer says nothing.
-OPTION_LISTS = ("choices", "options")
 TEXTS = ("text", "content", "document")
 # Beside a text, these make a task of it.
 RIVALS = ("label", "summary", "target", "category", "class", "sentiment", "translation", "answer", "question")
@@ -89,7 +87,7 @@ def layout(
     """
     named = dict(columns)
     spoken = [named[part] for part in ("messages", "prompt", "response", "chosen", "rejected") if part in named]
-    found = _tags(sample, spoken) | dict(tags or {})
+    found = _tags(sample, spoken, tags or {})
     if kind == "preference" and _are_whole(sample, named["chosen"], found):
         named = {part: name for part, name in named.items() if part not in ("messages", "prompt", "input", "history")}
     conversational = any(sample.are_turns(named[part]) for part in ("prompt", "response") if part in named)
@@ -223,30 +221,40 @@ def _are_whole(sample: Sample, column: str, tags: Mapping[str, str]) -> bool:
     """Whether answers repeat their question: whole conversations, as messages or rendered."""
     if sample.are_rendered(column):
         return True
-    firsts = [turns_in(value)[0] for value in sample.values(column) if turns_in(value)]
-    names = [str(turn.get(tags.get("role_tag", role_key(turn) or ""))) for turn in firsts]
+    firsts = [found[0] for value in sample.values(column) if (found := turns_in(value, tags))]
+    names = [str(turn.get(role_key(turn, tags) or "")) for turn in firsts]
     return bool(names) and all(turns.role_of(name, tags) not in ("assistant", turns.CALL) for name in names)
 
 
-def _tags(sample: Sample, columns: Iterable[str]) -> dict[str, str]:
-    """What the file calls roles and contents, where these are not the usual names."""
-    spoken = [found for column in columns for value in sample.values(column) if (found := turns_in(value))]
-    names = {"role_tag": role_key(spoken[0][0]), "content_tag": content_key(spoken[0][0])} if spoken else {}
+def are_spoken(sample: Sample, column: str, tags: Mapping[str, str]) -> bool:
+    """Whether any turn in the column is one of a known speaker; also of a column that holds no objects."""
+    talks = sample.talks(column)
+    found = [turn for talk in talks for turn in turns_in(talk, tags)]
+    return not talks or any(
+        is_pair(turn) or turns.role_of(str(turn.get(role_key(turn, tags) or "")), tags) for turn in found
+    )
+
+
+def _tags(sample: Sample, columns: Iterable[str], given: Mapping[str, str]) -> dict[str, str]:
+    """What the file calls roles and contents, where these are not the usual names: as `given`, else as it seems."""
+    spoken = [found for column in columns for value in sample.values(column) if (found := turns_in(value, given))]
+    first = spoken[0][0] if spoken else {}
+    names = {"role_tag": role_key(first, given), "content_tag": content_key(first, given)}
     usual = (*turns.ROLE_KEYS, *turns.CONTENT_KEYS)
     tags = {tag: name for tag, name in names.items() if name and name not in usual}
-    role = names.get("role_tag")
+    role = names["role_tag"]
     speakers = [[str(turn.get(role)).strip().casefold() for turn in found] for found in spoken] if role else []
-    return tags | _odd_roles(speakers)
+    return {**_odd_roles(speakers, given), **given, **tags}
 
 
-def _odd_roles(speakers: Sequence[Sequence[str]]) -> dict[str, str]:
+def _odd_roles(speakers: Sequence[Sequence[str]], given: Mapping[str, str]) -> dict[str, str]:
     """Who the user and the assistant are, where unknown names stand for them; nothing where that is not plain.
 
     Where both are unknown, the user is the one who opens every conversation.
     """
     names = dict.fromkeys(name for found in speakers for name in found)
-    known = {turns.ROLES[name] for name in names if name in turns.ROLES}
-    odd = [name for name in names if name not in turns.ROLES]
+    known = {turns.role_of(name, given) for name in names}
+    odd = [name for name in names if turns.role_of(name, given) is None]
     missing = [role for role in ("user", "assistant") if role not in known]
     if len(odd) == len(missing) == 1:
         return {f"{missing[0]}_tag": odd[0]}

@@ -73,6 +73,18 @@ def test_a_host_that_starts_the_server_in_the_home_or_the_root_opens_nothing(
     assert f"--allow-dir {private}/rows.jsonl " in refusal(workspace, private / "rows.jsonl")
 
 
+def test_for_a_glob_the_folder_before_the_stars_is_to_be_allowed(
+    workspace: Workspace, private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(private))
+    logs = private / "logs.d"
+    for glob in ("*.jsonl", "*/*.json", "**", "part-[0-9].jsonl"):
+        assert f"--allow-dir {logs} " in refusal(workspace, logs / glob)
+    # The home or the root is not opened for the files of a glob.
+    for glob in (private / "*.jsonl", Path("/**/*.jsonl")):
+        assert "--allow-dir <a folder with these files alone> " in refusal(workspace, glob)
+
+
 @pytest.mark.parametrize("given", ["../private/rows.jsonl", "sub/../../private/rows.jsonl", "~/rows.jsonl"])
 def test_no_spelling_of_a_path_leads_outside(
     workspace: Workspace, private: Path, monkeypatch: pytest.MonkeyPatch, given: str
@@ -168,8 +180,9 @@ def test_the_other_paths_of_a_dataset_are_judged_too(
     (work / "linked" / "questions.json").symlink_to(private / "rows.jsonl")
     places = [str(private)] + ([str(work / "linked")] if argument != "domain" else [])
     for place in places:
+        named: dict[str, Any] = {argument: place}
         with pytest.raises(InvalidInput, match="path_not_allowed"):
-            prepare(workspace, "rows.jsonl", **{argument: place})
+            prepare(workspace, "rows.jsonl", **named)
 
 
 def test_documents_outside_are_refused_and_links_to_them_told(workspace: Workspace, work: Path, private: Path) -> None:

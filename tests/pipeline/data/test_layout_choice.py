@@ -43,6 +43,7 @@ def records(rows: list[Any], **arguments: Any) -> list[Record]:
     return [layouts.to_record(layout, row) for row in rows]
 
 
+LOG = turns(("Kunde", "Wo ist es?"), ("Berater", "Unterwegs."), role="who", content="msg")
 TALK = turns(("human", "Hi"), ("gpt", "Hello"))
 MESSAGES = chat("Hi", "Hello")
 MARKED = "<think>\nTwo and two.\n</think>\n\n4"
@@ -59,6 +60,29 @@ MAPPINGS: dict[str, tuple[Row, dict[str, str], Record]] = {
         sft("2 + 2", MARKED),
     ),
     "messages": ({"a": TALK, "b": TALK[:1]}, {"messages": "a"}, sft("Hi", "Hello")),
+    "messages, their keys and their speakers": (
+        {"log": LOG},
+        {"messages": "log", "role": "who", "content": "msg", "user": "Kunde", "assistant": "Berater"},
+        sft("Wo ist es?", "Unterwegs."),
+    ),
+    "messages, their keys, the user being who opens": (
+        {"log": LOG}, {"messages": "log", "role": "who", "content": "msg"}, sft("Wo ist es?", "Unterwegs."),
+    ),
+    "messages in CSV, their keys and the assistant, who opens": (
+        {"log": json.dumps(LOG)},
+        {"messages": "log", "role": "who", "content": "msg", "assistant": "kunde"},
+        Record("sft", [{"role": "assistant", "content": "Wo ist es?"}, {"role": "user", "content": "Unterwegs."}]),
+    ),
+    "messages, another key than the usual one that is there": (
+        {"log": [{"from": "web", "role": "user", "content": "Hi"}, {"from": "bot", "role": "x", "content": "Hello"}]},
+        {"messages": "log", "role": "from", "user": "web"},
+        sft("Hi", "Hello"),
+    ),
+    "messages with a label": (
+        {"log": LOG, "ok": 1},
+        {"messages": "log", "label": "ok", "role": "who", "content": "msg"},
+        judged(True, "Wo ist es?", "Unterwegs."),
+    ),
     "chosen and rejected": (
         {"f": "Hi", "g": "Hello", "s": "Go"},
         {"prompt": "f", "chosen": "g", "rejected": "s"},
@@ -218,6 +242,109 @@ def test_the_mapping_that_an_error_offers_is_accepted(rows: list[Row]) -> None:
     assert records(rows, mapping=offered)
 
 
+def refused(rows: list[Any], **arguments: Any) -> InvalidInput:
+    with pytest.raises(InvalidInput) as raised:
+        layouts.find(rows, "data.json", **arguments)
+    assert raised.value.code == "unknown_layout"
+    return raised.value
+
+
+def log(*pairs: tuple[str, str], **more: Any) -> list[Row]:
+    return [{"at": f"2026-01-02T10:00:0{i}", "who": who, "msg": msg, **more} for i, (who, msg) in enumerate(pairs)]
+
+
+KUNDE = {"messages": "log", "role": "who", "content": "msg", "user": "Kunde", "assistant": "Berater"}
+# Rows whose turns are called as nobody's, what is given beside, and the mapping that the error offers.
+ODD_TURNS: dict[str, tuple[list[Row], Row, dict[str, str]]] = {
+    "two speakers": ([{"id": 1, "log": LOG}], {}, KUNDE),
+    "a format asked for": ([{"id": 1, "log": LOG}], {"format": "sharegpt"}, KUNDE),
+    "texts beside": ([{"name": "Ann", "topic": "Parcels", "log": LOG}], {}, KUNDE),
+    "JSON in CSV": ([{"log": json.dumps(LOG)}], {}, KUNDE),
+    "a column that is called as usual": ([{"messages": LOG}], {}, KUNDE | {"messages": "messages"}),
+    "dataset_info.json without tags": ([{"log": LOG}], {"hint": LayoutHint("sharegpt", {"messages": "log"})}, KUNDE),
+    "the column alone mapped": ([{"log": LOG, "s": "S"}], {"mapping": {"messages": "log", "system": "s"}},
+        {"system": "s"} | KUNDE),
+    "the content not mapped": ([{"log": LOG}], {"mapping": {"messages": "log", "role": "who"}}, KUNDE),
+    "a misspelt key, the speakers said": (
+        [{"log": LOG}],
+        {"mapping": {**KUNDE, "content": "mgs", "user": "Berater", "assistant": "Kunde"}},
+        KUNDE | {"user": "Berater", "assistant": "Kunde"},
+    ),
+    "the assistant opens some, a bot and times beside": (
+        [
+            {"log": log(("Kunde", "Hi"), ("Berater", "Good day"), avatar="https://example.org/a-picture.png")},
+            {"log": log(("Berater", "Good day"), ("Kunde", "Hi"), ("Berater", "Yes?"))},
+            {"log": log(("Kunde", "Yes"), ("Berater", "No"), ("Kunde", "Why"), ("Zähler", "4"))},
+        ],
+        {},
+        KUNDE,
+    ),
+    "known roles under an unknown key": (
+        [{"log": log(("system", "Be brief."), ("assistant", "How can I help?"), ("user", "Where is it?"))}],
+        {},
+        KUNDE | {"user": "user", "assistant": "assistant"},
+    ),
+    "known keys, speakers of which none always opens": (
+        [{"log": turns(*pairs, role="speaker", content="text")} for pairs in (
+            [("A", "Hi"), ("B", "Hello")], [("B", "Yes?"), ("A", "Hi")], [("A", "Hi"), ("B", "Hello")])],
+        {},
+        {"messages": "log", "role": "speaker", "content": "text", "user": "A", "assistant": "B"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD_TURNS)
+def test_turns_that_are_called_otherwise_are_refused_with_a_mapping_that_reads_them(case: str) -> None:
+    rows, arguments, offered = ODD_TURNS[case]
+    error = refused(rows, **arguments)
+    assert json.loads(error.next.partition("mapping=")[2].removesuffix(")")) == offered
+    assert f"{offered['role']} (" in error.what and f"{offered['content']} (" in error.what
+    assert f"{offered['user']!r}" in error.what and f"{offered['assistant']!r}" in error.what
+    layouts.check_mapping(offered, "auto")
+    assert {"user", "assistant"} <= {message["role"] for message in records(rows[:1], mapping=offered)[0].messages}
+
+
+# Where nothing can be guessed: the column, and a key of what stands in it.
+UNGUESSABLE: dict[str, tuple[Row, str]] = {
+    "an object": ({"export": {"chats": [{"id": 1, "log": LOG}]}}, "chats ("),
+    "an object beside a name": ({"id": 1, "name": "Ann", "export": {"chats": [{"log": LOG}]}}, "chats ("),
+    "a list of conversations": (
+        {"chats": [{"title": "Parcel", "topic": "A", "log": LOG}, {"title": "Bill", "topic": "B", "log": LOG}]},
+        "log (",
+    ),
+    "speakers that are numbers": ({"log": [{"who": 1, "msg": "Hi"}, {"who": 2, "msg": "Hello"}]}, "who ('1')"),
+    "one speaker": ({"log": [{"who": "Ann", "msg": "Hi"}, {"who": "Ann", "msg": "Hello"}]}, "who ('Ann')"),
+    "speakers that are addresses": (
+        {
+            "log": log(
+                ("ann.lee@firma.de", "Where is my parcel, please?"), ("ben.ray@firma.de", "It is on its way to you.")
+            )
+        },
+        "who (",
+    ),
+    "lists of a text": ({"lines": ["a"]}, "lines ("),
+}
+
+
+@pytest.mark.parametrize("case", UNGUESSABLE)
+def test_where_no_mapping_would_help_the_refusal_says_what_to_convert_the_file_to(case: str) -> None:
+    row, words = UNGUESSABLE[case]
+    error = refused([row])
+    assert words in error.what
+    assert "mapping" not in error.next and "mapping" not in error.allowed
+    assert "list of objects, or to JSONL" in error.allowed and '{"messages": [{"role": "user"' in error.allowed
+
+
+def test_the_addresses_of_speakers_are_not_printed() -> None:
+    row, _ = UNGUESSABLE["speakers that are addresses"]
+    assert "ann.lee" not in str(refused([row]))
+
+
+def test_objects_beside_a_prompt_and_an_answer_are_no_conversation() -> None:
+    error = refused([{"anfrage": "Why is it?", "replik": "Because of the rain.", "info": {"tool": "x"}}])
+    assert 'mapping={"prompt": "anfrage", "response": "replik"}' in error.next
+
+
 def test_a_column_that_a_mapping_misspells_is_refused_with_the_nearest() -> None:
     with pytest.raises(InvalidInput) as raised:
         layouts.find([{"frage": "a", "antwort": "b"}], "data.json", mapping={"prompt": "frge", "response": "antwort"})
@@ -232,7 +359,10 @@ WRONG_MAPPINGS: dict[str, tuple[dict[str, str], str, str]] = {
     "no rejected": ({"prompt": "a", "chosen": "b"}, "auto", "lacks 'rejected'"),
     "a text beside a prompt": ({"text": "a", "prompt": "b"}, "auto", "'prompt' beside 'text'"),
     "a response beside messages": ({"messages": "a", "response": "b"}, "auto", "'response' beside 'messages'"),
-    "a column named twice": ({"prompt": "a", "response": "a"}, "auto", "column 'a' twice"),
+    "a column named twice": ({"prompt": "a", "response": "a"}, "auto", "names 'a' twice"),
+    "a key of turns named twice": ({"messages": "a", "role": "b", "content": "b"}, "auto", "names 'b' twice"),
+    "a speaker named twice": ({"messages": "a", "user": "b", "assistant": "b"}, "auto", "names 'b' twice"),
+    "a role beside a prompt": ({"prompt": "a", "response": "b", "role": "c"}, "auto", "'role' beside 'prompt'"),
     "another format": ({"prompt": "a", "response": "b"}, "alpaca", "format='alpaca'"),
 }
 
