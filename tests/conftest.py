@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,9 @@ RunPython = Callable[..., str]
 
 def pytest_configure() -> None:
     """A worker of xdist, and whatever it starts, computes on its share of the cores; tests' own files may be read."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background jobs ignore Ctrl-C, and so would every program that a test starts and interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     folders = (tempfile.gettempdir(), REPOSITORY, REPOSITORY.parent / "shared")
     os.environ["TUNEWRIGHT_ALLOW_DIRS"] = os.pathsep.join(map(str, folders))
     if WORKERS > 1:

@@ -113,7 +113,8 @@ def test_following_the_server_alone_leads_from_a_file_to_a_chat(
     model, ended = run
     asked, mapped, cleaned = (arguments for tool, arguments in model.calls if tool == "prepare_dataset")
     assert "mapping" not in asked and mapped["mapping"] == {"prompt": "customer", "response": "agent"}
-    assert cleaned == mapped | {"cleaning": {"secrets": "mask", "personal_data": "mask"}}
+    better = {"cleaning": {"secrets": "mask", "personal_data": "mask"}, "eval_fraction": 0.2}
+    assert cleaned == mapped | better
     assert list(dict.fromkeys(tool for tool, _ in model.calls)) == [
         "prepare_dataset", "inspect_dataset", "plan_finetune", "start_finetune", "get_status", "chat_with_adapter",
     ]  # fmt: skip
