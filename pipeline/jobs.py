@@ -9,8 +9,10 @@ its job all its restarts back: an unsteady machine must not strand a long run. E
 """
 
 import json
+import logging
 import shutil
 import time
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ from typing import Any
 from filelock import FileLock
 
 from tunewright.pipeline import access, files, host_memory, processes
-from tunewright.pipeline.errors import Conflict, call
+from tunewright.pipeline.errors import Conflict, NoSpace, call
 from tunewright.pipeline.ids import free_id
 from tunewright.pipeline.store import Row
 from tunewright.pipeline.training import checkpoints
 from tunewright.pipeline.workspace import Workspace
 
+log = logging.getLogger("tunewright")
 MAX_RESTARTS = 3
 WORKER_MODULE = "tunewright.pipeline.worker"
 # Codes of events that say how a worker ended before its job was done, and that what the job works on was deleted.
@@ -69,17 +72,26 @@ def submit(workspace: Workspace, kind: str, name: str, spec: dict[str, Any], *, 
         files.write_json(new / "spec.json", {"kind": kind, "allowed": access.allowed_here(), **spec})
     with spawn_lock(workspace):
         workspace.store.add_job(job_id, kind, State.QUEUED, spec, needs_device=needs_device)
-        try:
+        # Without room the job is stored all the same, and `reconcile` starts it once there is some.
+        with suppress(NoSpace):
             _start_worker(workspace, job_id)
-        except OSError as error:
-            # The job is stored, and `reconcile` starts it once there is room.
-            if not files.is_disk_full(error):
-                raise
     return workspace.store.job(job_id)
 
 
 def _start_worker(workspace: Workspace, job_id: str) -> None:
-    """Starts the worker and stores its identity. The caller holds the spawn lock."""
+    """Starts the worker and stores its identity. The caller holds the spawn lock. Raises NoSpace on a full disk."""
+    try:
+        _spawn(workspace, job_id)
+    except OSError as error:
+        if isinstance(error, NoSpace) or not files.is_disk_full(error):
+            raise
+        raise NoSpace(
+            "no_disk_space", f"The disk of {workspace.home.root} is full: {job_id} cannot be started.",
+            allowed="Free some space on it; then the job begins.", next="list_artifacts()",
+        ) from error  # fmt: skip
+
+
+def _spawn(workspace: Workspace, job_id: str) -> None:
     host_memory.remember(folder(workspace, job_id))
     if workspace.inline and workspace.store.job(job_id)["kind"] not in OWN_PROCESS:
         from tunewright.pipeline.worker import start_inline
@@ -126,9 +138,14 @@ def reconcile(workspace: Workspace) -> list[str]:
 def _take_up(workspace: Workspace, row: Row) -> None:
     job_id, store = row["id"], workspace.store
     if row["pid"] is None and not row["cancel"]:
-        # Whoever took the job died, or the disk was full, before a worker was its own: it has not begun.
-        _start_worker(workspace, job_id)
-        return
+        # Whoever took the job died, or the disk was full, before a worker was its own: it has not begun. Where it
+        # cannot begin for another reason it counts as dead, or looking at jobs would fail for ever.
+        try:
+            return _start_worker(workspace, job_id)
+        except NoSpace:
+            raise
+        except OSError:
+            log.exception("could not start the worker of %s", job_id)
     if row["cancel"]:
         if move(workspace, job_id, ACTIVE, State.CANCELLED, ended_at=time.time()):
             grant_wish(workspace, job_id, row["cancel"])
@@ -153,16 +170,16 @@ def _death(workspace: Workspace, row: Row) -> dict[str, str]:
     """The error of a job whose worker is dead: what is known of why, and from where it can go on."""
     job_id = row["id"]
     died = f"The worker of {job_id} ended without a word while the job was {row['state']}"
-    log = f"Its log: {log_path(workspace, job_id)}."
+    its_log = f"Its log: {log_path(workspace, job_id)}."
     if host_memory.has_killed(folder(workspace, job_id)):
         code = HOST_MEMORY_OUT
         what = f"{died}: host memory ran out, and the kernel killed a process for it."
-        allowed = f"Close what else takes memory, or train a smaller model or shorter sequences. {log}"
+        allowed = f"Close what else takes memory, or train a smaller model or shorter sequences. {its_log}"
     elif files.says_disk_full(files.log_end(log_path(workspace, job_id), LOG_END_BYTES)):
         code, what = "no_disk_space", f"{died}: its disk was full."
-        allowed = f"Free some space on it, then it goes on. {log}"
+        allowed = f"Free some space on it, then it goes on. {its_log}"
     else:
-        code, what, allowed = "worker_died", f"{died} (killed, or the machine restarted).", log
+        code, what, allowed = "worker_died", f"{died} (killed, or the machine restarted).", its_log
     return {
         "code": code,
         "what": what,

@@ -178,6 +178,8 @@ def test_a_job_whose_worker_could_not_be_started_for_want_of_room_is_queued_and_
         full.setattr(processes, "start_detached", no_room)
         job = jobs.submit(workspace, "export", "a", {}, needs_device=True)
         assert (job["state"], job["pid"]) == ("queued", None)
+        with pytest.raises(NoSpace, match=f"{job['id']} cannot be started"):
+            jobs.reconcile(workspace)
     (device,) = lease.devices()
     lock = lease.try_take(workspace, device)
     assert lock is not None
@@ -189,3 +191,20 @@ def test_a_job_whose_worker_could_not_be_started_for_want_of_room_is_queued_and_
         psutil.Process(begun["pid"]).kill()
     finally:
         lock.release()
+
+
+def test_a_job_that_cannot_begin_at_all_does_not_keep_others_from_being_looked_at(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise PermissionError("no more processes")
+
+    workspace.store.add_job("job-a-0001", "export", "queued", {}, needs_device=True)
+    (workspace.home.jobs / "job-a-0001").mkdir()
+    monkeypatch.setattr(processes, "start_detached", refused)
+    for _ in range(jobs.MAX_RESTARTS):
+        with pytest.raises(PermissionError):
+            jobs.reconcile(workspace)
+    jobs.reconcile(workspace)
+    assert workspace.store.job("job-a-0001")["state"] == "interrupted"
+    assert jobs.reconcile(workspace) == []
