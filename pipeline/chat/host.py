@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
@@ -59,7 +60,7 @@ class Host:
                 port = int(listener.address[1])  # type: ignore[index]
                 protocol.announce(self._workspace, port, secret)
                 threading.Thread(target=self._accept, args=(listener, secret), daemon=True).start()
-                self._watch()
+                self._watch(port, secret)
                 protocol.address_file(self._workspace).unlink(missing_ok=True)
         finally:
             if self._engine is not None:
@@ -74,9 +75,13 @@ class Host:
                 return device, lock
         return None, None
 
-    def _watch(self) -> None:
+    def _watch(self, port: int, secret: bytes) -> None:
         while True:
             time.sleep(WATCH_S)
+            if protocol.find_host(self._workspace) is None:
+                # Lost or damaged: no other host can begin while this one holds the device. On a full disk, next time.
+                with suppress(OSError):
+                    protocol.announce(self._workspace, port, secret)
             busy = self._waiting > 0
             idle_s = time.monotonic() - self._last_use
             if not busy and (idle_s > IDLE_S or lease.is_wanted(self._workspace)):

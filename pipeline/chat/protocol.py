@@ -44,14 +44,14 @@ def log_file(workspace: Workspace) -> Path:
 
 
 def find_host(workspace: Workspace) -> Address | None:
-    """The address of the home's live chat host, or None."""
+    """The address of the home's live chat host; None too where the file is damaged, which a live host soon mends."""
     try:
         found = files.read_json(address_file(workspace))
-    except (FileNotFoundError, ValueError):
+        address = Address(int(found["port"]), bytes.fromhex(found["secret"]), int(found["pid"]))
+        alive = processes.is_alive(address.pid, found["pid_started"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    if not processes.is_alive(found["pid"], found["pid_started"]):
-        return None
-    return Address(found["port"], bytes.fromhex(found["secret"]), found["pid"])
+    return address if alive else None
 
 
 def announce(workspace: Workspace, port: int, secret: bytes) -> None:

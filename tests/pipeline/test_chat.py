@@ -75,6 +75,18 @@ def test_a_host_holds_the_device_and_leaves_it_to_the_first_job_that_waits(
     lock.release()
 
 
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"port": null, "secret": "zz", "pid": 1}', None])
+def test_a_live_host_is_found_again_after_its_file_was_lost_or_damaged(
+    workspace: Workspace, host: Address, eventually: Eventually, damage: str | None
+) -> None:
+    path = protocol.address_file(workspace)
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage, encoding="utf-8")
+    eventually(lambda: protocol.find_host(workspace) == host)
+
+
 def test_who_does_not_know_the_secret_is_turned_away(workspace: Workspace, host: Address) -> None:
     with pytest.raises(AuthenticationError):
         Client(("127.0.0.1", host.port), authkey=b"guess")

@@ -2,7 +2,8 @@
 
 KL is the Kullback-Leibler divergence KL(reference ‖ other) in nats. Where the other distribution is known for its
 likeliest tokens only, all the rest counts as one token: by the log sum inequality the number is then a lower bound.
-The same holds for the loss of a target among the rest. Both are exact where every token is given.
+A target among the rest is taken to have the share of it that the reference gives it, so that two equal models have
+equal losses. Both are exact where every token is given.
 """
 
 from collections.abc import Iterable, Sequence
@@ -87,14 +88,17 @@ def _at(reference: Logprobs, ids: NDArray[np.integer[Any]], logprobs: Logprobs, 
     other = np.full_like(reference, listed.min())
     other[ids] = listed
     kl = float(np.sum(p[ids] * (reference[ids] - listed)))
+    target_logprob = float(other[target])
     if len(ids) < len(reference):
-        p_rest = float(1 - p[ids].sum())
-        q_rest = float(1 - np.exp(listed).sum())
+        p_rest, q_rest = float(1 - p[ids].sum()), max(float(1 - np.exp(listed).sum()), LEAST_REST)
         if p_rest > LEAST_REST:
-            kl += p_rest * float(np.log(p_rest / max(q_rest, LEAST_REST)))
+            change = float(np.log(q_rest / p_rest))
+            kl -= p_rest * change
+            if target not in ids:
+                # No likelier than the least likely token of the list.
+                target_logprob = min(float(reference[target]) + change, float(listed.min()))
     two = np.argpartition(reference, -2)[-2:]
     second, first = two[np.argsort(reference[two])]
     margin = abs((reference[first] - reference[second]) - (other[first] - other[second]))
-    return _Position(
-        kl, int(np.argmax(other)) == first, bool(p[first] > CONFIDENT), float(margin), -float(other[target])
-    )
+    same_top = int(np.argmax(other)) == first
+    return _Position(kl, same_top, bool(p[first] > CONFIDENT), float(margin), -target_logprob)

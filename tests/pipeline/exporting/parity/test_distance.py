@@ -39,6 +39,19 @@ def test_with_some_tokens_listed_the_kl_is_a_lower_bound_that_grows_with_them() 
     assert found[-1] == pytest.approx(distance.of_whole(reference, other[None], [0]).kl)
 
 
+def test_equal_models_have_equal_losses_even_on_targets_that_are_not_listed() -> None:
+    drawn = np.random.default_rng(6).dirichlet(np.full(1000, 5.0), size=40)
+    reference = np.log(drawn)
+    targets = [int(row.argsort()[300]) for row in reference]
+    best = [np.argsort(row)[::-1][:40] for row in reference]
+    same = distance.between(reference, [(ids, row[ids]) for row, ids in zip(reference, best, strict=True)], targets)
+    assert same.loss == pytest.approx(distance.loss(reference, targets))
+    # Half of what was not listed has gone to the likeliest token.
+    moved = np.eye(1, 40)[0] * 0.4
+    listed = [(ids, np.log(np.exp(row[ids]) + moved)) for row, ids in zip(reference, best, strict=True)]
+    assert distance.between(reference, listed, targets).loss > same.loss + 0.4
+
+
 def test_a_probability_that_underflowed_counts_as_the_smallest_there_is() -> None:
     lowest = float(np.finfo(np.float32).min)
     found = distance.between(logprobs([0.9, 0.1]), [([0, 1], [0.0, lowest])], [1])
