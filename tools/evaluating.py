@@ -47,7 +47,8 @@ def validate_adapter(
         list[str] | None, Field(min_length=1, max_length=1000, description="Instead: these, without references.")
     ] = None,
     domain: Annotated[
-        str | None, Field(max_length=1000, description="Rules to check by: medicine, law, …, or a YAML file.")
+        str | None,
+        Field(min_length=1, max_length=1000, description="Rules to check by: medicine, law, …, or a YAML file."),
     ] = None,
     max_samples: Annotated[int, Field(ge=1, le=1000)] = 50,
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 512,
@@ -73,7 +74,8 @@ def benchmark_adapter(
         str, Field(max_length=100, description="ceval, cmmlu, mmlu; gsm8k, ifeval, … by lm-evaluation-harness.")
     ] = "ceval",
     task_dir: Annotated[
-        str | None, Field(max_length=1000, description="Local folder with dev/ and val/; default: the Hub.")
+        str | None,
+        Field(min_length=1, max_length=1000, description="Local folder with dev/ and val/; default: the Hub."),
     ] = None,
     subjects: Annotated[list[str] | None, Field(min_length=1, max_length=100, description="Or groups.")] = None,
     n_shot: Annotated[int, Field(ge=0, le=20)] = 5,

@@ -28,6 +28,8 @@ SLOW_S = 24 * 3600
 # An alternative is worth showing if it saves this much.
 WORTH = 0.85
 TRIAL_STEPS = 50
+# Below it the start, which the time leaves out, is worth a word.
+SHORT_S = 600
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ def _plan(problem: Problem, candidate: Candidate, eval_rows: int) -> Plan:
         draft.warnings.append(f"{machine.name} is not in the table of cards: the time is a rough guess.")
     if training_s > SLOW_S:
         draft.warnings.append(f"About {training_s / 3600:.0f} hours: take a smaller model, fewer rows or max_steps.")
+    if training_s + evaluation_s < SHORT_S:
+        draft.reasons["time_s"] = "training and evaluating; starting and loading the model take 20 to 60 s more"
     return Plan(
         arguments=TrainingArguments(**chosen).model_dump(),
         vram_gib=candidate.memory.by_part(),

@@ -191,6 +191,11 @@ def test_even_few_rows_make_enough_steps_to_learn_in(choose: Any, dataset_of: An
     assert ("instead of" in made.reasons["effective_batch"]) is (rows < 900)
 
 
+def test_a_plan_of_minutes_says_that_the_start_comes_on_top(choose: Any) -> None:
+    assert "starting and loading" in choose("0.6b", max_steps=10).reasons["time_s"]
+    assert "time_s" not in choose("8b", max_steps=100_000).reasons
+
+
 def test_short_runs_warm_up_longer_where_nothing_was_asked(model_of: Any, dataset_of: Any, machine_of: Any) -> None:
     given = NONE.model_copy(update={"warmup_ratio": None, "lr_scheduler": None})
     short = plan.choose(model_of(), dataset_of(300), "sft", given, machine_of(), "quality").arguments
