@@ -10,6 +10,8 @@ from tunewright.pipeline.training.alerts import Numbers, Seen
 from tunewright.pipeline.workspace import Workspace
 
 CURVE_POINTS = 20
+# Of a run that has more, so many are read for its curves: what a panel of the live page can show.
+EVEN_ROWS = 600
 # Of every number that is told: more are tokens, not knowledge.
 DIGITS = 5
 # Events beyond this are left out, the oldest first: an answer stays under 4,000 tokens whatever happened.
@@ -39,15 +41,17 @@ def curve(rows: list[Row], points: int = CURVE_POINTS) -> list[tuple[int, float]
     return [(row["step"], row["numbers"]["loss"]) for row in rows if "loss" in row["numbers"]]
 
 
-def shape(rows: list[Row], name: str = "loss") -> dict[str, float]:
+def shape(rows: list[Row], name: str = "loss", best: tuple[int, float] | None = None) -> dict[str, float]:
     """The curve of `name` in a few numbers: first, last, best with its step, and how it changes per 100 steps over its
     last quarter (least squares; left out below three values). Empty without values.
+
+    `best` is the best step and value where `rows` are not all there are.
     """
     points = [(row["step"], row["numbers"][name]) for row in rows if name in row["numbers"]]
     if not points:
         return {}
-    best_step, best = (max if name in RISING else min)(points, key=lambda point: point[1])
-    found = {"first": points[0][1], "last": points[-1][1], "best": best, "best_step": best_step}
+    best_step, best_value = best or (max if name in RISING else min)(points, key=lambda point: point[1])
+    found = {"first": points[0][1], "last": points[-1][1], "best": best_value, "best_step": best_step}
     quarter = points[-max(3, len(points) // 4) :]
     if len(quarter) >= 3:
         found["slope_per_100_steps"] = 100 * linear_regression(*zip(*quarter, strict=True)).slope
@@ -55,10 +59,19 @@ def shape(rows: list[Row], name: str = "loss") -> dict[str, float]:
 
 
 def describe(workspace: Workspace, row: Row, *, events: int, points: int = CURVE_POINTS) -> dict[str, Any]:
-    """One job with its curves of at most `points` and last `events`; numbers that it does not have are None."""
-    train, evaluation, facts = (workspace.store.metrics(row["id"], split) for split in ("train", "eval", "run"))
+    """One job with its curves of at most `points` and last `events`; numbers that it does not have are None.
+
+    Of a run of any length it reads about as many rows, except for evaluations.
+    """
+    store = workspace.store
+    evaluation, facts = store.metrics(row["id"], "eval"), store.metrics(row["id"], "run")
+    train = store.metrics_at_ends(row["id"], "train", alerts.HEAD, alerts.LAST)
     seen = Seen.of(row["spec"], train, evaluation, facts[-1]["numbers"] if facts else {})
-    last = seen.last
+    last, best = seen.last, dict[str, tuple[int, float] | None]()
+    if len(train) == alerts.HEAD + alerts.LAST:
+        train = store.metrics_evenly(row["id"], "train", EVEN_ROWS)
+        names = [name for name in ("loss", *RISING) if name in last]
+        best = {name: store.best_metric(row["id"], "train", name, highest=name in RISING) for name in names}
     told = {
         **_line(row),
         "elapsed_s": elapsed_s(row),
@@ -67,7 +80,7 @@ def describe(workspace: Workspace, row: Row, *, events: int, points: int = CURVE
         "tokens_per_s": last.get("tokens_per_s"),
         "peak_gib": last.get("peak_gib"),
         "alerts": _alerts(row, seen),
-        "shape": _shapes(train, evaluation),
+        "shape": _shapes(train, best, evaluation),
         "plan": _plan(row, seen),
         "metrics": _metrics(last, evaluation)
         or {key: value for key, value in (row["progress"] or {}).items() if key not in COMMON_PROGRESS},
@@ -95,8 +108,11 @@ def _alerts(row: Row, seen: Seen) -> list[dict[str, str]]:
     return [vars(alert) for alert in alerts.find(seen) if running or alert.code not in alerts.MOMENTARY]
 
 
-def _shapes(train: list[Row], evaluation: list[Row]) -> dict[str, dict[str, float]]:
-    shapes = {name: shape(train, name) for name in ("loss", *RISING)} | {"eval_loss": shape(evaluation)}
+def _shapes(
+    train: list[Row], best: dict[str, tuple[int, float] | None], evaluation: list[Row]
+) -> dict[str, dict[str, float]]:
+    shapes = {name: shape(train, name, best.get(name)) for name in ("loss", *RISING)}
+    shapes["eval_loss"] = shape(evaluation)
     return {name: found for name, found in shapes.items() if found}
 
 

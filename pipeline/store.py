@@ -81,6 +81,9 @@ MIGRATIONS = [
 ]
 # A caller waits so long for another's change; a job, which nobody waits for and which would fail, far longer.
 BUSY_TIMEOUT_S, PATIENT_S = 30.0, 600.0
+# Each thread has a connection of its own, whose cache would grow to 2 MB while a job's metrics do; the system keeps the
+# file's pages in memory anyway.
+CACHE_KIB = 256
 # Of `numbers` a long run has thousands, read at every look at it: this parser takes a seventh of the time. Not for the
 # others, which may hold half a character (a file's name that is no UTF-8): it refuses what json wrote of that.
 JSON_COLUMNS: dict[str, Callable[[str], Any]] = {
@@ -121,6 +124,7 @@ class Store:
         try:
             # In WAL mode NORMAL loses no consistency; a power cut may lose the last transactions, a kill none.
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
             # Reading needs the two files beside the database, which the first read makes.
             connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
             return connection, False
@@ -234,6 +238,34 @@ class Store:
             return self.rows("SELECT * FROM metrics WHERE job_id=? ORDER BY step, split", job_id)
         # In the order of the table's own key: nothing is sorted.
         return self.rows("SELECT * FROM metrics WHERE job_id=? AND split=? ORDER BY step", job_id, split)
+
+    def metrics_at_ends(self, job_id: str, split: str, first: int, last: int) -> list[Row]:
+        """The first `first` and the last `last` metrics of a split by step, none twice."""
+        of_split = "SELECT * FROM metrics WHERE job_id=? AND split=?"
+        begin = self.rows(f"{of_split} ORDER BY step LIMIT ?", job_id, split, first)
+        if len(begin) < first:
+            return begin
+        after = f"{of_split} AND step>? ORDER BY step DESC LIMIT ?"
+        return begin + self.rows(after, job_id, split, begin[-1]["step"], last)[::-1]
+
+    def metrics_evenly(self, job_id: str, split: str, most: int) -> list[Row]:
+        """About `most` metrics of a split at even distances of their steps, and the last one."""
+        of_split = "FROM metrics WHERE job_id=? AND split=?"
+        [ends] = self.rows(f"SELECT min(step) AS first, max(step) AS last {of_split}", job_id, split)
+        if ends["first"] is None:
+            return []
+        every = max(1, -(-(ends["last"] - ends["first"] + 1) // most))
+        chosen = f"SELECT * {of_split} AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step"
+        return self.rows(chosen, job_id, split, ends["first"], every, ends["last"])
+
+    def best_metric(self, job_id: str, split: str, name: str, *, highest: bool = False) -> tuple[int, float] | None:
+        """The step and the value where the number called `name` was lowest or highest; None where no row has it."""
+        # Of the row that max() or min() took its value from SQLite gives the other columns too. A NaN is no JSON to it.
+        choose = "max" if highest else "min"
+        value = "CASE WHEN json_valid(numbers) THEN json_extract(numbers, ?) END"
+        query = f"SELECT step, {choose}({value}) AS best FROM metrics WHERE job_id=? AND split=?"
+        [found] = self.rows(query, f"$.{name}", job_id, split)
+        return None if found["best"] is None else (found["step"], found["best"])
 
     # Artifacts
 

@@ -3,6 +3,7 @@
 Guarantees that more memory never gives a slower choice between the same weights: the candidates do not depend on it.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -86,9 +87,9 @@ def candidates(problem: Problem, bits: int | None = None) -> Iterator[Candidate]
 
 def evaluate(problem: Problem, arguments: Arguments) -> Candidate:
     """What complete `arguments` take."""
-    lengths, limit, batch = problem.lengths, arguments["max_seq_length"], arguments["batch_size"]
-    sequences = memory.SEQUENCES_PER_ROW.get(problem.method, 1)
-    rows = batch * sequences
+    lengths, limit, there = problem.lengths, arguments["max_seq_length"], _as_filled(problem, arguments)
+    batch = there["batch_size"]
+    rows = batch * memory.SEQUENCES_PER_ROW.get(problem.method, 1)
     if problem.method == "grpo":
         real = computed = rows * (lengths.mean(limit) + arguments["max_completion_length"])
     elif arguments["packing"]:
@@ -96,9 +97,20 @@ def evaluate(problem: Problem, arguments: Arguments) -> Candidate:
     else:
         real, computed = rows * lengths.mean(limit), rows * lengths.padded(limit, batch)
     work = speed.Work(computed, lengths.pairs(limit))
-    step_s = speed.step_s(problem.model, arguments, problem.method, problem.machine, work)
-    estimate = memory.estimate(problem.model, arguments, problem.method, lengths.longest, on_gpu=problem.machine.is_gpu)
-    return Candidate(arguments, estimate, step_s, real * arguments["gradient_accumulation"])
+    step_s = speed.step_s(problem.model, there, problem.method, problem.machine, work)
+    estimate = memory.estimate(problem.model, there, problem.method, lengths.longest, on_gpu=problem.machine.is_gpu)
+    return Candidate(arguments, estimate, step_s, real * there["gradient_accumulation"])
+
+
+def _as_filled(problem: Problem, arguments: Arguments) -> Arguments:
+    """The same with the batch and accumulation that so many rows fill: a step never goes over the end of an epoch."""
+    if problem.method == "grpo":
+        return arguments
+    limit = arguments["max_seq_length"]
+    rows = problem.lengths.packed(limit).rows if arguments["packing"] else problem.lengths.rows
+    batch = min(arguments["batch_size"], max(1, rows))
+    accumulation = min(arguments["gradient_accumulation"], math.ceil(max(1, rows) / batch))
+    return arguments | {"batch_size": batch, "gradient_accumulation": accumulation}
 
 
 def weights(problem: Problem) -> list[int]:

@@ -1,7 +1,7 @@
 """What is wrong with a run, read off its metrics: pure functions, the same for the trainer and for who looks. Light.
 
 Guarantees: the same rows give the same alerts, wherever they are asked for; a cause hides its symptoms (where every
-label is masked, a gradient of zero is no second alert). Looks at the first `HEAD` and the last `TAIL` rows only, so a
+label is masked, a gradient of zero is no second alert). Looks at the first `HEAD` and the last `LAST` rows only, so a
 run of any length costs the same at each step. Does not guarantee that a run without alerts is a good one.
 
 Rows are the store's: `step` and `numbers` by the names of reporting.py. `facts` are the numbers of a run that do not
@@ -43,6 +43,8 @@ NORM_FACTOR, NORM_ROWS = 20, 3
 # A model whose loss is 4 nats above its best gives each token 1/55 of the probability it gave before. Where the best is
 # small, three times it and one nat more is as far; k rows in a row, because single batches can be hard.
 DIVERGED_NATS, DIVERGED_FACTOR, DIVERGED_MARGIN, DIVERGED_ROWS = 4.0, 3.0, 1.0, 5
+# All that any rule here looks at of the end of a run.
+LAST = TAIL + DIVERGED_ROWS
 # fp16 begins with a loss scale of 2**16 and halves it at each overflow, skipping the step: so often that is no illness.
 FP16_SKIPS = 16
 # knowledge.md and the issue: a twentieth of the rows cut changes what is learned.

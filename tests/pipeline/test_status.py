@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunewright.pipeline import status
+from tunewright.pipeline.training import alerts
 from tunewright.pipeline.workspace import Workspace
 
 AddJob = Callable[..., dict[str, Any]]
@@ -54,6 +55,40 @@ def test_a_straight_last_quarter_has_its_own_slope(before: list[float], per_step
     shape = status.shape(rows(*before, *straight, *()))
     assert shape["slope_per_100_steps"] == pytest.approx(100 * per_step, abs=1e-3)
     assert shape["last"] == pytest.approx(straight[-1], abs=1e-3)
+
+
+def test_a_long_run_is_judged_as_by_all_its_rows_though_few_are_read(
+    workspace: Workspace, add_job: AddJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, row = workspace.store, add_job(spec={"method": "sft", "arguments": {"learning_rate": 1e-3}})
+    # It falls, is best at an odd place, and has blown up at the end.
+    losses = [2 + 1 / (1 + step / 50) + (9 if step > 6000 else 0) for step in range(1, 6006)]
+    losses[3210] = 0.3
+    with store.transaction() as db:
+        db.executemany(
+            "INSERT INTO metrics(job_id, split, step, at, numbers) VALUES ('job-1','train',?,0,?)",
+            [(step, json.dumps({"loss": loss, "grad_norm": 1.0})) for step, loss in enumerate(losses, 1)],
+        )
+    everything = store.metrics("job-1", "train")
+    read: list[int] = []
+
+    def counted(sql: str, *values: Any, rows: Any = store.rows) -> Any:
+        found = rows(sql, *values)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(store, "rows", counted)
+    seen = status.describe(workspace, row, events=4, points=300)
+    assert sum(read) < 2000
+    assert [alert["code"] for alert in seen["alerts"]] == [
+        alert.code for alert in alerts.find(alerts.Seen.of(row["spec"], everything, [], {}))
+    ]
+    assert seen["alerts"][0]["code"] == "exploding"
+    exact = status.rounded(status.shape(everything))
+    assert {**seen["shape"]["loss"], "slope_per_100_steps": 0} == {**exact, "slope_per_100_steps": 0}
+    assert (seen["shape"]["loss"]["best_step"], seen["shape"]["loss"]["best"]) == (3211, 0.3)
+    curve = seen["loss_curve"]
+    assert len(curve) == 300 and curve[0][0] == 1 and curve[-1] == (6005, status.rounded(losses[-1]))
 
 
 def test_a_running_job_shows_plan_beside_reality_and_all_numbers_of_the_last_step(

@@ -1,3 +1,4 @@
+import math
 import sqlite3
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 from tunewright.pipeline import store as store_module
 from tunewright.pipeline.errors import InvalidInput, NotFound
-from tunewright.pipeline.store import MIGRATIONS, Store
+from tunewright.pipeline.store import MIGRATIONS, Row, Store
 from tunewright.pipeline.workspace import Workspace
 
 WRITERS, ROWS_EACH = 4, 40
@@ -87,6 +88,31 @@ def test_a_step_that_is_done_again_replaces_its_metric(workspace: Workspace) -> 
     store.add_metric("job-2", "train", 2, {"loss": 8.0})
     assert [(row["step"], row["numbers"]["loss"]) for row in store.metrics("job-1", "train")] == [(1, 4.0), (2, 3.0)]
     assert [(row["split"], row["step"]) for row in store.metrics("job-1")] == [("train", 1), ("eval", 2), ("train", 2)]
+
+
+def test_of_many_metrics_both_ends_some_between_and_the_best_are_read_alone(workspace: Workspace) -> None:
+    store = workspace.store
+    losses = {step: abs(step - 70) / 10 for step in range(3, 103)}
+    for step, loss in losses.items():
+        store.add_metric("job-1", "train", step, {"loss": loss})
+        store.add_metric("job-1", "eval", step, {"loss": -1.0})
+        store.add_metric("job-2", "train", step, {"loss": -1.0})
+
+    def steps(rows: list[Row]) -> list[int]:
+        return [row["step"] for row in rows]
+
+    assert steps(store.metrics_at_ends("job-1", "train", 2, 3)) == [3, 4, 100, 101, 102]
+    assert steps(store.metrics_at_ends("job-1", "train", 60, 60)) == list(losses)
+    assert steps(store.metrics_at_ends("job-1", "train", 200, 3)) == list(losses)
+    assert steps(store.metrics_evenly("job-1", "train", 10)) == [*range(3, 103, 10), 102]
+    assert steps(store.metrics_evenly("job-1", "train", 100)) == list(losses)
+    assert store.best_metric("job-1", "train", "loss") == (70, 0.0)
+    assert store.best_metric("job-1", "train", "loss", highest=True) == (3, 6.7)
+    assert store.best_metric("job-1", "train", "reward") is None
+    store.add_metric("job-1", "train", 103, {"loss": math.nan})
+    assert store.best_metric("job-1", "train", "loss") == (70, 0.0)
+    assert store.metrics_at_ends("job-3", "train", 2, 3) == store.metrics_evenly("job-3", "train", 10) == []
+    assert store.best_metric("job-3", "train", "loss") is None
 
 
 def test_events_are_the_last_ones_in_order(workspace: Workspace) -> None:
