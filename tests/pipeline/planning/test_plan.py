@@ -192,10 +192,10 @@ def test_even_few_rows_make_enough_steps_to_learn_in(choose: Any, dataset_of: An
 
 
 def test_so_few_rows_that_no_batch_is_full_are_planned_as_they_come(choose: Any, dataset_of: Any) -> None:
-    lengths_of_58 = [38 + place % 5 for place in range(58)]
-    few = choose("0.6b", dataset_of(58, lengths_of_58), batch_size=8, gradient_accumulation=4, packing=True, max_steps=9)
+    short = [38 + place % 5 for place in range(58)]
+    few = choose("0.6b", dataset_of(58, short), batch_size=8, gradient_accumulation=4, packing=True, max_steps=9)
     many = choose("0.6b", dataset_of(9000), batch_size=8, gradient_accumulation=4, packing=True, max_steps=9)
-    assert few.arguments["batch_size"] == 8 and few.tokens_per_step <= sum(lengths_of_58)
+    assert few.arguments["batch_size"] == 8 and few.tokens_per_step <= sum(short)
     # An H100 made 8,700 tokens/s of steps of 2,136 tokens at a peak of 3.1 GiB; planned were 38,900 and 19.4.
     assert few.tokens_per_s < many.tokens_per_s / 3 and few.peak_gib < many.peak_gib / 2
 
