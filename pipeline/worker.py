@@ -86,7 +86,12 @@ def run_job(workspace: Workspace, job_id: str, *, own_process: bool = False) -> 
             context.event("info", "started", f"Running on {held.name}." if held else "Running.")
             if row["kind"] == "finetune":
                 rerun.remember(context)
-            result = stage(row["kind"])(context)
+            # Not before: what it sets depends on the device.
+            from tunewright.pipeline import heavy
+
+            with heavy.imports():
+                run = stage(row["kind"])
+            result = run(context)
         state = _end(context, State.SUCCEEDED, result=result)
         _write_report(context, row["kind"])
         return state

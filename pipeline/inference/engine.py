@@ -7,7 +7,6 @@ stopped after any token. Does not guarantee the same bits in batches of another 
 """
 
 import gc
-import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,29 +14,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunewright.pipeline import gpu
+from tunewright.pipeline import heavy
 
-# Read by torch and the libraries when they are imported.
-if not gpu.indexes():
-    # Threads that spin while they wait take the cores from whatever else runs: 10 tokens/s came instead of 100.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+with heavy.imports():
+    import numpy as np
+    import psutil
+    import torch
+    from torch.nn import functional
 
-import numpy as np
-import psutil
-import torch
-from torch.nn import functional
-
-from tunewright.pipeline.chat_template import ChatTemplate
-from tunewright.pipeline.errors import InvalidInput
-from tunewright.pipeline.inference import batches, loading
-from tunewright.pipeline.inference.adapters import Adapters
-from tunewright.pipeline.inference.forward import Context, Forward
-from tunewright.pipeline.inference.requests import Generation, Request
-from tunewright.pipeline.inference.rows import Check, OnToken, Rows
-from tunewright.pipeline.inference.sampling import Sampler
-from tunewright.pipeline.inference.subject import Subject
+    from tunewright.pipeline.chat_template import ChatTemplate
+    from tunewright.pipeline.errors import InvalidInput
+    from tunewright.pipeline.inference import batches, loading
+    from tunewright.pipeline.inference.adapters import Adapters
+    from tunewright.pipeline.inference.forward import Context, Forward
+    from tunewright.pipeline.inference.requests import Generation, Request
+    from tunewright.pipeline.inference.rows import Check, OnToken, Rows
+    from tunewright.pipeline.inference.sampling import Sampler
+    from tunewright.pipeline.inference.subject import Subject
 
 if TYPE_CHECKING:
     from tunewright.pipeline.inference.captured import Captured
