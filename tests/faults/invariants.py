@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -124,7 +125,9 @@ def _of_files(world: World, rows: list[Row], *, at_rest: bool) -> Iterator[str]:
             yield from _of_artifact(row)
     for path in [*home.root.glob("*.json"), *home.jobs.glob("job-*/*.json")]:
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            # Gone since it was listed is no fault: a chat host that leaves takes its address along.
+            with suppress(FileNotFoundError):
+                json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             yield f"{path.relative_to(home.root)} is torn"
 
