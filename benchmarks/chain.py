@@ -1,9 +1,9 @@
 """The chain on this machine's device, measured: `python benchmarks/chain.py MODEL DATA [--max-steps 60] [--home DIR]`.
 
-Drives the server over stdio: prepare, plan, fine-tune (QLoRA and 16-bit LoRA where there is a GPU, LoRA on a CPU),
+Drives the server over stdio: prepare, fine-tune (QLoRA and 16-bit LoRA where there is a GPU, LoRA on a CPU),
 compare the runs, chat, validate on held-out rows and by a domain pack, export and, where `--exam DIR` names a folder
 in C-Eval's layout, benchmark base, tuned model and GGUF. Prints one JSON line per stage: tokens per second of real
-tokens, peak memory in GiB, wall seconds from the call to its answer, and whether the plan's figures held.
+tokens, peak memory in GiB, wall seconds from the call to the job's end, and what was planned beside them.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from tunewright.pipeline.training.alerts import Numbers, Seen
 from tunewright.pipeline.workspace import Workspace
 
 CURVE_POINTS = 20
-# Of a run that has more, so many are read for its curves: what a panel of the live page can show.
+# Of a long run so many steps are read for its curves: twice what the live page shows, enough for a steady slope.
 EVEN_ROWS = 600
 # Of every number that is told: more are tokens, not knowledge.
 DIGITS = 5
@@ -61,7 +61,7 @@ def shape(rows: list[Row], name: str = "loss", best: tuple[int, float] | None = 
 def describe(workspace: Workspace, row: Row, *, events: int, points: int = CURVE_POINTS) -> dict[str, Any]:
     """One job with its curves of at most `points` and last `events`; numbers that it does not have are None.
 
-    Of a run of any length it reads about as many rows, except for evaluations.
+    Of the steps of a long run it holds a bounded number; SQLite looks at the others for the best.
     """
     store = workspace.store
     evaluation, facts = store.metrics(row["id"], "eval"), store.metrics(row["id"], "run")

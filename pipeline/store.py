@@ -251,12 +251,15 @@ class Store:
     def metrics_evenly(self, job_id: str, split: str, most: int) -> list[Row]:
         """About `most` metrics of a split at even distances of their steps, and the last one."""
         of_split = "FROM metrics WHERE job_id=? AND split=?"
-        [ends] = self.rows(f"SELECT min(step) AS first, max(step) AS last {of_split}", job_id, split)
-        if ends["first"] is None:
+        # One at a time: only then SQLite looks them up instead of reading the whole split.
+        first, last = (
+            self.rows(f"SELECT {end}(step) AS step {of_split}", job_id, split)[0]["step"] for end in ("min", "max")
+        )
+        if first is None:
             return []
-        every = max(1, -(-(ends["last"] - ends["first"] + 1) // most))
+        every = -(-(last - first + 1) // most)
         chosen = f"SELECT * {of_split} AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step"
-        return self.rows(chosen, job_id, split, ends["first"], every, ends["last"])
+        return self.rows(chosen, job_id, split, first, every, last)
 
     def best_metric(self, job_id: str, split: str, name: str, *, highest: bool = False) -> tuple[int, float] | None:
         """The step and the value where the number called `name` was lowest or highest; None where no row has it."""

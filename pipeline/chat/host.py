@@ -6,6 +6,7 @@ device and no answer is being made.
 
 import argparse
 import logging
+import os
 import secrets
 import threading
 import time
@@ -76,9 +77,10 @@ class Host:
         return None, None
 
     def _watch(self, port: int, secret: bytes) -> None:
+        own = protocol.Address(port, secret, os.getpid())
         while True:
             time.sleep(WATCH_S)
-            if protocol.find_host(self._workspace) is None:
+            if protocol.find_host(self._workspace) != own:
                 # Lost or damaged: no other host can begin while this one holds the device. On a full disk, next time.
                 with suppress(OSError):
                     protocol.announce(self._workspace, port, secret)

@@ -108,8 +108,8 @@ def _as_filled(problem: Problem, arguments: Arguments) -> Arguments:
         return arguments
     limit = arguments["max_seq_length"]
     rows = problem.lengths.packed(limit).rows if arguments["packing"] else problem.lengths.rows
-    batch = min(arguments["batch_size"], max(1, rows))
-    accumulation = min(arguments["gradient_accumulation"], math.ceil(max(1, rows) / batch))
+    batch = min(arguments["batch_size"], rows)
+    accumulation = min(arguments["gradient_accumulation"], math.ceil(rows / batch))
     return arguments | {"batch_size": batch, "gradient_accumulation": accumulation}
 
 

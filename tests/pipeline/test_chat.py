@@ -75,12 +75,14 @@ def test_a_host_holds_the_device_and_leaves_it_to_the_first_job_that_waits(
     lock.release()
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"port": null, "secret": "zz", "pid": 1}', None])
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"port": null, "secret": "zz", "pid": 1}', "another", None])
 def test_a_live_host_is_found_again_after_its_file_was_lost_or_damaged(
     workspace: Workspace, host: Address, eventually: Eventually, damage: str | None
 ) -> None:
     path = protocol.address_file(workspace)
-    if damage is None:
+    if damage == "another":
+        protocol.announce(workspace, host.port + 1, b"of this process")
+    elif damage is None:
         path.unlink()
     else:
         path.write_text(damage, encoding="utf-8")
