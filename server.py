@@ -53,7 +53,7 @@ def build_server(workspace: "Workspace") -> "TunewrightServer":
         status,
         training,
     )
-    from tunewright.tools.framework import App, TunewrightServer
+    from tunewright.tools.framework import App, TunewrightServer, limit_threads
     from tunewright.tools.tasks import Tasks
 
     @asynccontextmanager
@@ -68,6 +68,7 @@ def build_server(workspace: "Workspace") -> "TunewrightServer":
                     logging.getLogger("tunewright").exception("could not look after jobs; trying again")
                 await anyio.sleep(RECONCILE_EVERY_S)
 
+        limit_threads()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
             tasks.start_soon(updates.watch)

@@ -1,10 +1,11 @@
 """A job as a person or an agent wants to see it: where it is, how it goes, what it made, what went wrong. Light."""
 
+import threading
 from statistics import linear_regression
 from typing import Any, cast
 
 from tunewright.pipeline import jobs
-from tunewright.pipeline.store import Row
+from tunewright.pipeline.store import Row, Store
 from tunewright.pipeline.training import alerts
 from tunewright.pipeline.training.alerts import Numbers, Seen
 from tunewright.pipeline.workspace import Workspace
@@ -18,6 +19,9 @@ DIGITS = 5
 EVENTS_CHARACTERS = 5000
 # A curve is told by its loss, and by what the method is after where that is not the loss; of these more is better.
 RISING = ("margin", "reward")
+# A look holds some 1,100 steps at most; a server's threads together would grow by theirs, and keep what they grew.
+# Nobody waits longer for it: the interpreter runs one of them at a time anyway.
+ONE_LOOK = threading.Lock()
 # What every progress holds; the rest counts something, in the words of the job's kind.
 COMMON_PROGRESS = {"phase", "done", "total", "at", "eta_s"}
 
@@ -63,35 +67,41 @@ def describe(workspace: Workspace, row: Row, *, events: int, points: int = CURVE
 
     Of the steps of a long run it holds a bounded number; SQLite looks at the others for the best.
     """
-    store = workspace.store
-    evaluation, facts = store.metrics(row["id"], "eval"), store.metrics(row["id"], "run")
-    train = store.metrics_at_ends(row["id"], "train", alerts.HEAD, alerts.LAST)
-    seen = Seen.of(row["spec"], train, evaluation, facts[-1]["numbers"] if facts else {})
-    last, best = seen.last, dict[str, tuple[int, float] | None]()
-    if len(train) == alerts.HEAD + alerts.LAST:
-        train = store.metrics_evenly(row["id"], "train", EVEN_ROWS)
-        names = [name for name in ("loss", *RISING) if name in last]
-        best = {name: store.best_metric(row["id"], "train", name, highest=name in RISING) for name in names}
-    told = {
-        **_line(row),
-        "elapsed_s": elapsed_s(row),
-        "loss": last.get("loss"),
-        "eval_loss": evaluation[-1]["numbers"].get("loss") if evaluation else None,
-        "tokens_per_s": last.get("tokens_per_s"),
-        "peak_gib": last.get("peak_gib"),
-        "alerts": _alerts(row, seen),
-        "shape": _shapes(train, best, evaluation),
-        "plan": _plan(row, seen),
-        "metrics": _metrics(last, evaluation)
-        or {key: value for key, value in (row["progress"] or {}).items() if key not in COMMON_PROGRESS},
-        "loss_curve": curve(train, points),
-        "eval_curve": curve(evaluation, points),
+    with ONE_LOOK:
+        told = {**_line(row), "elapsed_s": elapsed_s(row), **_course(workspace.store, row, points)}
+    told |= {
         "result": row["result"],
         "error": row["error"],
         "events": _events(workspace, row, events),
         "log": str(jobs.log_path(workspace, row["id"])),
     }
     return rounded(told)
+
+
+def _course(store: Store, row: Row, points: int) -> dict[str, Any]:
+    """How a job goes, by its metrics."""
+    evaluation, facts = store.metrics(row["id"], "eval"), store.metrics(row["id"], "run")
+    train = store.metrics_at_ends(row["id"], "train", alerts.HEAD, alerts.LAST)
+    seen = Seen.of(row["spec"], train, evaluation, facts[-1]["numbers"] if facts else {})
+    last = seen.last
+    told = {
+        "loss": last.get("loss"),
+        "eval_loss": evaluation[-1]["numbers"].get("loss") if evaluation else None,
+        "tokens_per_s": last.get("tokens_per_s"),
+        "peak_gib": last.get("peak_gib"),
+        "alerts": _alerts(row, seen),
+        "plan": _plan(row, seen),
+        "metrics": _metrics(last, evaluation)
+        or {key: value for key, value in (row["progress"] or {}).items() if key not in COMMON_PROGRESS},
+        "eval_curve": curve(evaluation, points),
+    }
+    best: dict[str, tuple[int, float] | None] = {}
+    if len(train) == alerts.HEAD + alerts.LAST:
+        del seen
+        train = store.metrics_evenly(row["id"], "train", EVEN_ROWS)
+        names = [name for name in ("loss", *RISING) if name in last]
+        best = {name: store.best_metric(row["id"], "train", name, highest=name in RISING) for name in names}
+    return {**told, "shape": _shapes(train, best, evaluation), "loss_curve": curve(train, points)}
 
 
 def _metrics(last: Numbers, evaluation: list[Row]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import anyio.to_thread
 from mcp.types import ToolAnnotations
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +13,7 @@ from tunewright.tools.framework import (
     NextStep,
     Result,
     TunewrightServer,
+    run_apart,
     step,
     with_arguments,
     workspace_of,
@@ -93,7 +93,7 @@ async def prepare_dataset(
     workspace = workspace_of(ctx)
     sources: Any = source if isinstance(source, str) else [s if isinstance(s, str) else s.model_dump() for s in source]
     chosen = DatasetArguments(**arguments)
-    spec = await anyio.to_thread.run_sync(lambda: request.check(workspace, sources, name, chosen))
+    spec = await run_apart(lambda: request.check(workspace, sources, name, chosen))
     job = jobs.submit(workspace, "prepare_dataset", spec["name"], spec, needs_device=False)
     row = await outcome(ctx, workspace, job["id"])
     if row["state"] != jobs.State.SUCCEEDED:

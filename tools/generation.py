@@ -2,14 +2,13 @@
 
 from typing import Annotated, Any
 
-import anyio.to_thread
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
 from tunewright.pipeline import jobs
 from tunewright.pipeline.generation import request
 from tunewright.pipeline.generation.request import GenerationArguments
-from tunewright.tools.framework import AppContext, TunewrightServer, with_arguments, workspace_of
+from tunewright.tools.framework import AppContext, TunewrightServer, run_apart, with_arguments, workspace_of
 from tunewright.tools.training import Started, follow
 
 
@@ -25,9 +24,7 @@ async def generate_examples(
 ) -> Started:
     """Starts a job: another model writes a dataset of examples from documents, each checked against its text."""
     workspace, chosen = workspace_of(ctx), GenerationArguments(**arguments)
-    spec = await anyio.to_thread.run_sync(
-        lambda: request.check(workspace, source, endpoint, model, name, chosen, confirm=confirm)
-    )
+    spec = await run_apart(lambda: request.check(workspace, source, endpoint, model, name, chosen, confirm=confirm))
     row = jobs.submit(workspace, "generate_examples", spec["name"], spec, needs_device=False)
     return Started(job_id=row["id"], state=row["state"], arguments=spec, next_steps=[follow(row["id"])])
 

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal
 
-import anyio.to_thread
 from mcp.server.mcpserver import Elicit, Resolve
 from mcp.types import ToolAnnotations
 from pydantic import Field
@@ -12,7 +11,7 @@ from tunewright.pipeline.errors import call
 from tunewright.pipeline.workspace import Workspace
 from tunewright.tools import agreement
 from tunewright.tools.agreement import Agreement
-from tunewright.tools.framework import AppContext, Result, TunewrightServer, step, workspace_of
+from tunewright.tools.framework import AppContext, Result, TunewrightServer, run_apart, step, workspace_of
 from tunewright.tools.training import follow
 from tunewright.tools.waiting import outcome
 
@@ -45,7 +44,7 @@ async def _ollama_plan(
     from tunewright.pipeline.publishing import ollama
 
     workspace = workspace_of(ctx)
-    return await anyio.to_thread.run_sync(
+    return await run_apart(
         lambda: ollama.prepare(
             workspace, export_id, model_name, output=output, preset=preset, system=system, parameters=parameters,
             overwrite=overwrite, push=push, force=force,
@@ -118,7 +117,7 @@ async def _hub_plan(
     from tunewright.pipeline.publishing import hub
 
     workspace = workspace_of(ctx)
-    return await anyio.to_thread.run_sync(
+    return await run_apart(
         lambda: hub.prepare(
             workspace, artifact_id, repo_id, outputs=outputs, private=private, overwrite=overwrite, force=force
         )

@@ -4,12 +4,15 @@ import gc
 import itertools
 import sqlite3
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, NoReturn
 
 import anyio
 import anyio.from_thread
+import anyio.to_thread
 import pytest
 from mcp import Client
 from pydantic import BaseModel, Field
@@ -17,7 +20,7 @@ from pydantic import BaseModel, Field
 from tunewright import server
 from tunewright.pipeline import artifacts, environment, jobs
 from tunewright.pipeline.workspace import Workspace
-from tunewright.tools.framework import Result
+from tunewright.tools.framework import THREADS, Result, run_apart
 
 pytestmark = pytest.mark.anyio
 
@@ -208,3 +211,23 @@ def test_serving_searches_no_garbage_in_what_the_server_is_made_of(workspace: Wo
         assert gc.get_freeze_count() > 10 * len(gc.get_objects())
     finally:
         gc.freeze()
+
+
+@pytest.mark.usefixtures("client")
+async def test_calls_share_few_threads_and_none_waits_for_what_waits_for_a_network() -> None:
+    assert anyio.to_thread.current_default_thread_limiter().total_tokens == THREADS
+    network, answered = threading.Event(), list[bool]()
+
+    def call() -> None:
+        answered.append(not network.is_set())
+
+    async with anyio.create_task_group() as waiting:
+        for _ in range(2 * THREADS):
+            waiting.start_soon(run_apart, partial(network.wait, 60))
+        await anyio.wait_all_tasks_blocked()
+        try:
+            with anyio.fail_after(20):
+                await anyio.to_thread.run_sync(call)
+        finally:
+            network.set()
+    assert answered == [True]
