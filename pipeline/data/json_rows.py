@@ -2,7 +2,7 @@
 
 The form is told by the content, not by the file's name: each is often found under the other's. Lines are passed on
 unparsed, so that other processes can parse them; lists are parsed here as they stream by, never held whole. Only a
-single JSON object (whose rows are one of its lists) is.
+single JSON object (whose rows are one of its lists, or each under an id) is.
 """
 
 import json
@@ -14,10 +14,13 @@ from typing import Any, NoReturn, cast
 from tunewright.pipeline.data.blocks import Block, Broken, around, in_blocks, parsed_line
 from tunewright.pipeline.data.encodings import Decoding
 from tunewright.pipeline.data.opening import repaired
+from tunewright.pipeline.data.turns import ROLE_KEYS
 from tunewright.pipeline.errors import InvalidInput, call
 
 # Lists that belong to one row; any other list of objects in a JSON object is the list of rows.
-ROW_LISTS = ("conversations", "messages")
+ROW_LISTS = ("conversations", "messages", "prompt", "completion", "chosen", "rejected")
+# An object of so many objects is one of rows, each under an id. Two may be the question and the answer of one row.
+LEAST_KEYED = 3
 PEEKED_LINES = 100
 # A packed file of a few megabytes can hold gigabytes of one string.
 MAX_VALUE_CHARACTERS = 500_000_000
@@ -167,11 +170,14 @@ class _Values:
     def _row_list(self, document: object) -> list[Any]:
         if not isinstance(document, dict):
             return [document]
-        lists = {key: value for key, value in cast("dict[str, Any]", document).items() if _is_list_of_objects(value)}
+        document = cast("dict[str, Any]", document)
+        if not set(document) & {self._split, *ROW_LISTS} and (keyed := _keyed_rows(list(document.values()))):
+            return keyed
+        lists = {key: value for key, value in document.items() if _is_list_of_objects(value)}
         if self._split in lists:
             return lists[self._split]
         if not lists or set(lists) & set(ROW_LISTS):
-            return [cast("dict[str, Any]", document)]
+            return [document]
         if len(lists) == 1:
             return next(iter(lists.values()))
         raise InvalidInput(
@@ -192,6 +198,18 @@ class _Values:
             allowed="A .json file is a list of objects, a .jsonl file one object per line. Write a repaired copy.",
             next=repaired(self._path),
         ) from cause
+
+
+def _keyed_rows(values: list[Any]) -> list[Any]:
+    """The rows of an object that holds each under an id: objects of like keys, or conversations; else none."""
+    if len(values) < LEAST_KEYED:
+        return []
+    if all(isinstance(value, dict) and value for value in values):
+        keys = [set(cast("dict[str, Any]", value)) for value in values]
+        return values if all(keys[0] & other for other in keys) else []
+    if all(_is_list_of_objects(value) and set(ROLE_KEYS) & set(value[0]) for value in values):
+        return [{"messages": value} for value in values]
+    return []
 
 
 def _is_list_of_objects(value: object) -> bool:

@@ -15,7 +15,7 @@ from tunewright.pipeline.data.cells import shortened
 from tunewright.pipeline.data.conversion import MEDIA, Layout, to_record
 from tunewright.pipeline.data.llamafactory import LayoutHint
 from tunewright.pipeline.data.rows import Kind
-from tunewright.pipeline.data.samples import OPTION_LISTS, Sample, guessed_turns, key
+from tunewright.pipeline.data.samples import CONTENT_NAMES, OPTION_LISTS, Sample, guessed_turns, key
 from tunewright.pipeline.errors import InvalidInput, call
 
 __all__ = ["Format", "Layout", "check_mapping", "find", "shortened", "to_record"]
@@ -197,6 +197,10 @@ def _unknown(sample: Sample, path: str, format: str, again: Again) -> InvalidInp
     guess, nested = sample.guess(), sample.nested()
     if nested and ("role" in guess or not guess):
         return _no_turns(sample, guess.get("messages", nested[0]), path, again, {})
+    if (spoken_by := sample.column(*recognition.SPOKEN_BY)) and sample.column(*CONTENT_NAMES):
+        guess = {}
+        asked += f"By {spoken_by} each row is one turn: write all turns of a conversation into one row, "
+        asked += 'or take its texts alone by mapping={"text": COLUMN}. '
     options = sample.column(*OPTION_LISTS)
     if options:
         asked += f"{options} holds options in a column of their own: write them into the question. "

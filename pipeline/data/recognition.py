@@ -52,8 +52,12 @@ THINKING = (
     "rationale",
 )  # fmt: skip
 TEXTS = ("text", "content", "document")
+# Beside a text: each row is one turn of a conversation that several rows make.
+SPOKEN_BY = ("role", "speaker", "parent_id", "conversation_id")
 # Beside a text, these make a task of it.
-RIVALS = ("label", "summary", "target", "category", "class", "sentiment", "translation", "answer", "question")
+RIVALS = (
+    "label", "summary", "target", "category", "class", "sentiment", "translation", "answer", "question", *SPOKEN_BY,
+)  # fmt: skip
 
 
 def recognise(sample: Sample, format: str) -> Layout | None:

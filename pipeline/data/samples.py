@@ -113,6 +113,9 @@ class Sample:
         texts = [name for name in known if key(name) not in META]
         if not known or (nested and len(texts) < 2):
             return {}
+        told = [name for name in self.shown if name not in known]
+        if _named(told, RESPONSE_WORDS) and not _named(texts, RESPONSE_WORDS):
+            return {}  # the answers are there, but no texts
         texts = texts or known
         if len(texts) == 1:
             return {"text": texts[0]}

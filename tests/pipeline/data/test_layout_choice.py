@@ -206,6 +206,21 @@ UNKNOWN: dict[str, tuple[list[Any], Row, list[str]]] = {
         {"format": "mapped"},
         ['mapping={"prompt": "question", "response": "answer"}'],
     ),
+    "a turn in each row": (
+        [{"message_id": "a", "parent_id": None, "role": "prompter", "text": "Why?"}],
+        {},
+        ["By role each row is one turn: write all turns of a conversation into one row", "Next: convert the file"],
+    ),
+    "a role beside a question and its answer": (
+        [{"role": "nurse", "anfrage": "Why?", "replik": "Because of the rain."}],
+        {},
+        ['mapping={"prompt": "anfrage", "response": "replik"}'],
+    ),
+    "answers that are no texts": (
+        [{"context": "It rained, so.", "question": "Why?", "answers": {"text": ["so"], "answer_start": [11]}}],
+        {},
+        ["'answers' of data.json holds objects", "Next: convert the file"],
+    ),
     "no objects": ([1, "x", ["y"]], {}, ["no objects with named fields"]),
     "no rows": ([], {}, ["no objects"]),
     "a column's name that is no Unicode": ([{"\ud800": "x", "story": "y"}], {}, ["Columns: story ('y')."]),

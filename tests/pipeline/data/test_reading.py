@@ -133,6 +133,21 @@ FORMS: dict[str, tuple[str, str, list[Any]]] = {
     "an object with one list": ("a.json", '{"version": 1, "data": [{"a": 1}, {"a": 2}]}', [{"a": 1}, {"a": 2}]),
     "an object with a list of the split": ("a.json", '{"test": [{"a": 1}], "train": [{"a": 2}]}', [{"a": 2}]),
     "a single row with turns": ("a.json", '{"messages": [{"role": "user"}]}', [{"messages": [{"role": "user"}]}]),
+    "rows by their ids": (
+        "a.json",
+        '{"q1": {"a": 1}, "q2": {"a": 2, "b": 3}, "q3": {"a": 4}}',
+        [{"a": 1}, {"a": 2, "b": 3}, {"a": 4}],
+    ),
+    "conversations by their ids": (
+        "a.json",
+        json.dumps({name: [{"role": "user", "content": name}] for name in "xyz"}),
+        [{"messages": [{"role": "user", "content": name}]} for name in "xyz"],
+    ),
+    "one row of objects": (
+        "a.json",
+        '{"prompt": {"a": 1}, "chosen": {"a": 2}, "rejected": {"a": 3}}',
+        [{"prompt": {"a": 1}, "chosen": {"a": 2}, "rejected": {"a": 3}}],
+    ),
     "lines that are lists": ("a.jsonl", '[1, 2]\n[3, 4]\n{"a": 1}\n', [[1, 2], [3, 4], {"a": 1}]),
     "things that are no objects": ("a.json", '[1, "x", null, {"a": [{}]}]', [1, "x", None, {"a": [{}]}]),
     "nested objects on lines of their own": ("a.json", '{"data": [\n{"a": 1}\n,\n{"a": 2}\n]}', [{"a": 1}, {"a": 2}]),
