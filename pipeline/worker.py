@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tunewright.pipeline import access, files, jobs, lease, redact, rerun
+from tunewright.pipeline import access, files, jobs, lease, redact, rerun, unforeseen
 from tunewright.pipeline.context import JobContext
 from tunewright.pipeline.errors import Cancelled, TunewrightError, call
 from tunewright.pipeline.jobs import State
@@ -139,23 +139,27 @@ def _write_report(context: JobContext, kind: str) -> None:
 
 
 def _describe(context: JobContext, error: BaseException) -> dict[str, str]:
-    """An unforeseen failure in the form of a foreseen one: its kind, its last line, and where the rest stands."""
+    """An unforeseen failure in the form of a foreseen one (`TunewrightError.to_dict`)."""
     log = jobs.log_path(context.workspace, context.job_id)
-    text = (str(error).strip().splitlines() or ["no message"])[-1][:400]
-    code, hint, retry = "internal_error", f"The traceback stands in {log}.", ""
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        code = "out_of_memory"
-        hint = (
+    cause, again = unforeseen.cause(error), call("get_status", job_id=context.job_id, detail="detailed")
+    allowed = f"The traceback stands in {log}."
+    if cause == "out_of_memory":
+        allowed = (
             "Lower batch_size (and raise gradient_accumulation alike), max_seq_length or lora_rank; load_in_4bit=true."
         )
-    elif files.is_disk_full(error):
-        code, hint = "no_disk_space", "Free some space; list_artifacts() shows what is there."
-        retry = call("resume_job", job_id=context.job_id)
+    elif cause == "no_disk_space":
+        allowed, again = (
+            "Free some space; list_artifacts() shows what is there.",
+            call("resume_job", job_id=context.job_id),
+        )
+    elif cause == "weights_damaged":
+        allowed = f"A file of weights that the job reads is no longer whole; {log} says where. Make or fetch it again."
+        again = call("list_artifacts")
     return {
-        "code": code,
-        "what": f"{type(error).__name__}: {text}",
-        "allowed": hint,
-        "next": retry or call("get_status", job_id=context.job_id, detail="detailed"),
+        "code": cause or "internal_error",
+        "what": unforeseen.in_brief(error),
+        "allowed": allowed,
+        "next": again,
         "done": "Nothing half-made was kept; checkpoints are.",
     }
 

@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection, Listener, answer_challenge, d
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunewright.pipeline import lease, redact
+from tunewright.pipeline import lease, redact, unforeseen
 from tunewright.pipeline.chat import protocol
 from tunewright.pipeline.chat.protocol import Answer
 from tunewright.pipeline.chat_template import ChatTemplate
-from tunewright.pipeline.errors import TunewrightError
+from tunewright.pipeline.errors import TunewrightError, call
 from tunewright.pipeline.inference import answers
 from tunewright.pipeline.inference.requests import Request, Sampling
 from tunewright.pipeline.inference.subject import Subject
@@ -36,6 +36,22 @@ WATCH_S = 0.5
 PROGRESS_EVERY_S = 0.5
 
 log = logging.getLogger("tunewright.chat")
+
+
+def described(error: Exception, log_file: Path) -> dict[str, str]:
+    """An unforeseen failure in the form of a foreseen one (`TunewrightError.to_dict`)."""
+    cause, again = unforeseen.cause(error), call("list_artifacts")
+    if cause == "out_of_memory":
+        allowed = "A shorter prompt, a smaller max_new_tokens or a smaller base model needs less."
+        again = call("check_environment")
+    elif cause == "no_disk_space":
+        allowed = "Free some space; list_artifacts() shows what is there."
+    elif cause == "weights_damaged":
+        allowed = f"Weights of the adapter or its base are not whole; {log_file} says where. Make or fetch them again."
+    else:
+        allowed, again = f"The traceback stands in {log_file}.", call("check_environment")
+    code, what = cause or "chat_failed", unforeseen.in_brief(error)
+    return {"code": code, "what": what, "allowed": allowed, "next": again, "done": "Nothing was changed."}
 
 
 class Host:
@@ -128,10 +144,7 @@ class Host:
             raise
         except Exception as error:
             log.exception("answering failed")
-            text = (str(error).strip().splitlines() or [""])[-1][:300]
-            code = "out_of_memory" if "out of memory" in text.lower() else "chat_failed"
-            failure = {"code": code, "what": f"{type(error).__name__}: {text}", "allowed": "", "next": "", "done": ""}
-            protocol.send(connection, {"event": "error", **failure})
+            protocol.send(connection, {"event": "error", **described(error, protocol.log_file(self._workspace))})
         else:
             protocol.send(connection, {"event": "result", **result})
 

@@ -71,7 +71,7 @@ def _in_order(pool: ProcessPoolExecutor, tasks: Iterable[Task[Item]], ahead: int
             if not waiting:
                 return
             item, future = waiting.popleft()
-            yield item, future.result()
+            yield item, _result(future)
     except BrokenProcessPool as error:
         raise Unavailable(
             "process_died",
@@ -86,6 +86,13 @@ def _submitted(pool: ProcessPoolExecutor, layout: Layout, file: str, block: Bloc
     try:
         return pool.submit(_process, layout, file, block)
     except OSError as error:  # a pool that broke a moment ago has closed its pipes, and does not say so yet
+        raise BrokenProcessPool(str(error)) from error
+
+
+def _result(future: Future[Processed]) -> Processed:
+    try:
+        return future.result()
+    except BrokenPipeError as error:  # the block was being sent to a process that died
         raise BrokenProcessPool(str(error)) from error
 
 

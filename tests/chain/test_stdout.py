@@ -44,7 +44,7 @@ async def test_not_one_byte_is_not_protocol_when_every_stage_runs_and_crashes_in
             assert (await ended(client, exporting["job_id"]))["state"] == "failed"
 
             # The host left for the export, so this loads the broken adapter.
-            with pytest.raises(ToolFailed, match="chat_failed"):
+            with pytest.raises(ToolFailed, match="weights_damaged"):
                 await call(client, "chat_with_adapter", adapter_id=adapter_id, prompt="Hello", max_new_tokens=4)
 
             (Path(home) / "datasets" / dataset_id / "train.parquet").write_bytes(b"broken")

@@ -292,11 +292,9 @@ class Harness:
         return [*found, f"{row['id']} did not go on: {row['state']}, {row['error']}"] if row else found
 
     def _judge(self, row: Row) -> list[str]:
-        """A failure is right after a fault that excuses it, once; whatever was not foreseen is worth a remark."""
+        """A failure is right after a fault that excuses it, once, and never in words that nobody had foreseen."""
         error = row["error"]
-        if error["code"] == "internal_error":
-            self.tally.remarks[f"{row['kind']} after {self._line.get('fault')}: {error['what'][:160]}"] += 1
-        was_excused, self._excused = self._excused, False
+        was_excused, self._excused = self._excused and error["code"] != "internal_error", False
         self._line.setdefault("errors", []).append(error["code"])
         return [] if was_excused else [f"{row['id']} failed without a reason: {error['code']}: {error['what']}"]
 

@@ -16,13 +16,12 @@ class Usual:
 
 @dataclass
 class Tally:
-    """`struck` counts by fault what hit something alive, `missed` what came too late; `remarks` are oddities."""
+    """`struck` counts by fault what hit something alive, `missed` what came too late, `equal` equal ends."""
 
     struck: Counter[str] = field(default_factory=Counter[str])
     kinds: Counter[str] = field(default_factory=Counter[str])
     missed: Counter[str] = field(default_factory=Counter[str])
     equal: Counter[str] = field(default_factory=Counter[str])
-    remarks: Counter[str] = field(default_factory=Counter[str])
     violations: list[str] = field(default_factory=list[str])
 
     @property

@@ -1,5 +1,6 @@
 """The chat host as a process and what is asked of it, up to the point where a model would be loaded."""
 
+import errno
 import json
 import shutil
 import socket
@@ -11,11 +12,15 @@ from shutil import copyfile
 from threading import Event
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from tunewright.pipeline import jobs, lease, processes
 from tunewright.pipeline.chat import client, protocol
+from tunewright.pipeline.chat import host as chat_host
 from tunewright.pipeline.chat.protocol import Address
 from tunewright.pipeline.errors import Cancelled, Conflict, InvalidInput, NotFound, Unavailable
 from tunewright.pipeline.lease import Device
@@ -122,6 +127,26 @@ def test_while_a_job_has_the_device_the_answer_is_which_and_how_long(workspace: 
         client.ask(workspace, {}, lambda tokens, phase: None, Event())
     assert "device_busy: The device is taken by job-1 (running, about 42 s to go)." in str(caught.value)
     assert caught.value.next == 'get_status(job_id="job-1", wait_s=50)'
+
+
+def test_a_failure_that_nobody_foresaw_says_what_to_do(tmp_path: Path) -> None:
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(save({"w": np.zeros(4, np.float32)})[:-4])
+    with pytest.raises(SafetensorError) as damaged:
+        load_file(weights)
+    log = tmp_path / "chat.log"
+    told = {
+        code: chat_host.described(error, log)
+        for code, error in {
+            "weights_damaged": damaged.value,
+            "out_of_memory": RuntimeError("CUDA out of memory. Tried to allocate 2 GiB."),
+            "no_disk_space": OSError(errno.ENOSPC, "No space left on device"),
+            "chat_failed": ValueError(""),
+        }.items()
+    }
+    assert {code: error["code"] for code, error in told.items()} == {code: code for code in told}
+    assert all(error["what"] and error["allowed"] and error["next"].endswith("()") for error in told.values())
+    assert str(log) in told["weights_damaged"]["allowed"] and "max_new_tokens" in told["out_of_memory"]["allowed"]
 
 
 def test_a_client_that_is_told_to_stop_stops(workspace: Workspace, host: Address) -> None:

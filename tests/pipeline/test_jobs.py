@@ -93,7 +93,7 @@ def test_an_unforeseen_failure_says_where_its_traceback_stands(workspace: Worksp
     error = workspace.store.job(job["id"])["error"]
     log = jobs.log_path(workspace, job["id"])
     assert error["code"] == "internal_error"
-    assert error["what"] == "ValueError: unknown kind of job: no_such_kind"
+    assert error["what"] == "ValueError: unknown kind of job: no_such_kind."
     assert str(log) in error["allowed"] and "Traceback" not in str(error)
     assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
 

@@ -3,9 +3,12 @@
 import errno
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from tunewright.pipeline import worker
 from tunewright.pipeline.context import JobContext
@@ -45,6 +48,23 @@ def test_a_full_disk_is_told_as_such_whichever_library_meets_it(
     assert worker.run_job(workspace, "job-a-0001") == State.FAILED
     told = workspace.store.job("job-a-0001")["error"]
     assert told["code"] == "no_disk_space" and "resume_job(" in told["next"]
+
+
+def test_weights_that_are_not_whole_are_told_as_such(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = save({"w": np.zeros(4, np.float32)})
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(whole[:-4])
+
+    def run(context: JobContext) -> dict[str, Any]:
+        return dict(load_file(file))
+
+    queue(workspace, "export")
+    monkeypatch.setattr(worker, "stage", lambda kind: run)
+    assert worker.run_job(workspace, "job-a-0001") == State.FAILED
+    told = workspace.store.job("job-a-0001")["error"]
+    assert told["code"] == "weights_damaged" and told["next"] == "list_artifacts()"
 
 
 def test_a_job_whose_page_cannot_be_made_has_succeeded_all_the_same(

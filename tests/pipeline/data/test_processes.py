@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,23 @@ def test_a_process_that_dies_is_said_and_leaves_nothing(
     with pytest.raises(Unavailable, match="process_died"):
         prepare(workspace, str(source), on_progress=kill_one)
     assert list(workspace.home.datasets.iterdir()) == []
+
+
+def test_a_process_that_dies_while_a_block_is_sent_to_it_is_said(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pool(ProcessPoolExecutor):
+        """The thread that sends the blocks gives what it meets to the block's future."""
+
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(BrokenPipeError(32, "Broken pipe"))
+            return future
+
+    monkeypatch.setattr(pool, "SMALL_BYTES", 0)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Pool)
+    with pytest.raises(Unavailable, match="process_died"):
+        prepare(Workspace.open(tmp_path / "home"), str(source))
 
 
 def test_what_progress_raises_ends_the_processes(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,6 @@ def test_an_adapter_that_cannot_be_read_is_an_error_and_the_base_still_answers(h
     document = {**home.store.artifact("ad-a-0001")["document"], "path": str(folder)}
     home.store.add_artifact("ad-c-0003", "adapter", "ad-c-0003", document, parents=[])
     before = ask(home, model=str(base("qwen3")))["base"]["text"]
-    with pytest.raises(TunewrightError, match="chat_failed"):
+    with pytest.raises(TunewrightError, match="weights_damaged"):
         ask(home, adapter_id="ad-c-0003")
     assert ask(home, model=str(base("qwen3")))["base"]["text"] == before
