@@ -29,6 +29,8 @@ log = logging.getLogger("tunewright")
 # The words of a name in any of the usual spellings: export_model, exportModel, export-model.
 WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
 NAMED_TOOLS = 3
+# So many arguments are all named to who guessed one: what is meant is often spelt otherwise (limit, rows).
+FEW_ARGUMENTS = 16
 KEPT_OF_WORD, MAX_ERROR_CHARACTERS = 300, 3000
 # How other servers' tools for the same begin a word of their names.
 ELSEWHERE = {
@@ -139,6 +141,8 @@ class TunewrightServer(MCPServer[App]):
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[App, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
+        if tool := self._tool_manager.get_tool(name):
+            _refuse_truths(name, tool.parameters["properties"], arguments)
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
@@ -291,11 +295,23 @@ def _argument_errors(tool: str, schema: dict[str, Any], error: ValidationError) 
     return f"invalid_arguments: {' '.join(parts)} Next: {tool}(…), corrected. Nothing was done."
 
 
+def _refuse_truths(tool: str, properties: dict[str, dict[str, Any]], arguments: dict[str, Any]) -> None:
+    """Raises ToolError where true or false is given for a number: pydantic would take max_steps=true for one step."""
+    wrong: list[str] = []
+    for field, schema in properties.items():
+        types = {option.get("type") for option in schema.get("anyOf", [schema])}
+        if isinstance(arguments.get(field), bool) and types & {"integer", "number"} and "boolean" not in types:
+            wrong.append(f"{field}={arguments[field]}: Input should be a number. {_allowed(schema)}")
+    if wrong:
+        raise ToolError(f"invalid_arguments: {' '.join(wrong)} Next: {tool}(…), corrected. Nothing was done.")
+
+
 def _argument_error(tool: str, properties: dict[str, dict[str, Any]], field: str, problem: ErrorDetails) -> str:
     inner = [str(part) for part in problem["loc"][1:]]
     if problem["type"] == "extra_forbidden":
         if not inner:
-            return f"{field!r} is no argument of {tool}. {nearest(field, _akin(field.lower(), properties))}"
+            known = f" It has: {', '.join(properties)}." if len(properties) <= FEW_ARGUMENTS else ""
+            return f"{field!r} is no argument of {tool}. {nearest(field, _akin(field.lower(), properties))}{known}"
         return f"{field!r} holds {inner[-1]!r}, which is not known there."
     where = ".".join([field, *(part for part in inner if not UNION_BRANCH.search(part))])
     if problem["type"] == "missing":

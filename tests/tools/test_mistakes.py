@@ -41,6 +41,8 @@ MISTAKES: list[tuple[str, str, Arguments, tuple[str, ...]]] = [
     ("misspelt", "start_finetune", {"dataset_id": "DATASET", "lora_rnak": 16}, ("lora_rank",)),
     ("forgot what is required", "start_finetune", {}, ("dataset_id", "required")),
     ("gave words for a number", "start_finetune", {"dataset_id": "DATASET", "epochs": "three"}, ("epochs='three'",)),
+    ("gave a truth for a number", "start_finetune", {"dataset_id": "DATASET", "max_steps": True}, ("max_steps=True",)),
+    ("spelt an argument otherwise", "inspect_dataset", {"dataset_id": "DATASET", "limit": 3}, ("It has: ", "rows")),
     (
         "gave a number out of bounds",
         "start_finetune",
