@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any, cast
 
-from tunewright.pipeline.data import cells, privacy, rendered, turns
+from tunewright.pipeline.data import cells, privacy, rendered, trees, turns
 from tunewright.pipeline.data.rows import Unusable
 from tunewright.pipeline.errors import nearest
 
@@ -148,7 +148,7 @@ def turns_in(value: object, tags: Mapping[str, str] = NO_TAGS) -> list[dict[str,
 
 
 def objects_in(value: object) -> list[dict[str, Any]]:
-    """The objects in a cell: of a list, of a list under `messages`, or the one; also from JSON as text."""
+    """The objects in a cell: of a list, of a list under `messages`, of a tree, or the one; also from JSON as text."""
     if isinstance(value, str):
         if not value.lstrip().startswith(("[", "{")):
             return []
@@ -158,7 +158,7 @@ def objects_in(value: object) -> list[dict[str, Any]]:
             return []
     if isinstance(value, dict):
         inner = cast("dict[str, Any]", value)
-        value = inner.get("messages", [inner])
+        value = inner["messages"] if "messages" in inner else trees.line(inner) or [inner]
     if not isinstance(value, list):
         return []
     return [cast("dict[str, Any]", turn) for turn in cast("list[Any]", value) if isinstance(turn, dict)]

@@ -1,15 +1,15 @@
 """The turns of a conversation, however they are written, as `Message`s.
 
 Reads ShareGPT's `from` and `value`, OpenAI's `role` and `content` (text or parts, tool calls, reasoning beside the
-answer), pairs such as `{"human": …, "assistant": …}`, bare texts in turn, and Hermes' `<tool_call>` tags. Does not
-judge the order of the turns: `conversation.put_in_order` does. Raises Unusable for what cannot be read.
+answer), pairs such as `{"human": …, "assistant": …}`, bare texts in turn, `trees`, and Hermes' `<tool_call>` tags. Does
+not judge the order of the turns: `conversation.put_in_order` does. Raises Unusable for what cannot be read.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from tunewright.pipeline.data import cells
+from tunewright.pipeline.data import cells, trees
 from tunewright.pipeline.data.rows import Message, Unusable
 
 # What an assistant calls is written as a turn of its own in ShareGPT; here it is the assistant's message.
@@ -44,12 +44,11 @@ THINKING_BLOCK = "<think>\n{thinking}\n</think>\n\n{answer}"
 
 
 def conversation(value: object, column: str, tags: Mapping[str, str]) -> list[Message]:
-    """The messages in a cell that holds turns: a list, a single turn, an object with `messages`, or JSON of these."""
+    """The messages in a cell that holds turns: a list, a single turn, an object with `messages`, a tree, or JSON of
+    these.
+    """
     messages: list[Message] = []
-    turns = cells.items(value, column)
-    if len(turns) == 1 and isinstance(turns[0], dict) and "messages" in turns[0]:
-        turns = cells.items(cast("dict[str, Any]", turns[0])["messages"], column)
-    for number, turn in enumerate(turns, 1):
+    for number, turn in enumerate(_listed(cells.items(value, column), column), 1):
         if isinstance(turn, str):
             role = "assistant" if number % 2 == 0 else "user"
             messages.append({"role": role, "content": cells.text(turn, f"message {number}")})
@@ -60,6 +59,15 @@ def conversation(value: object, column: str, tags: Mapping[str, str]) -> list[Me
     if any(message["role"] == "tool" for message in messages):
         return _with_called_tools(messages)
     return messages
+
+
+def _listed(items: list[Any], column: str) -> list[Any]:
+    """The turns of a cell's items, also where the only one is an object that holds them."""
+    only = cast("dict[str, Any]", items[0]) if len(items) == 1 and isinstance(items[0], dict) else {}
+    if "messages" in only:
+        return cells.items(only["messages"], column)
+    line = trees.line(only)
+    return items if line is None else line
 
 
 def said(value: object, column: str, tags: Mapping[str, str], role: str) -> list[Message]:
