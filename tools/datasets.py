@@ -13,6 +13,7 @@ from tunewright.tools.framework import (
     NextStep,
     Result,
     TunewrightServer,
+    apart,
     run_apart,
     step,
     with_arguments,
@@ -185,4 +186,4 @@ def register(server: TunewrightServer) -> None:
     writes = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
     server.tool(title="Prepare a dataset", annotations=writes)(prepare_dataset)
     look = ToolAnnotations(read_only_hint=True, open_world_hint=True)  # may fetch a tokenizer
-    server.tool(title="Inspect a dataset", annotations=look)(inspect_dataset)
+    server.tool(title="Inspect a dataset", annotations=look)(apart(inspect_dataset))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from tunewright.pipeline import jobs
 from tunewright.pipeline.validation import pairs
 from tunewright.pipeline.validation.pairs import Tally, Verdict
-from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
+from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, apart, step, workspace_of
 from tunewright.tools.training import JobState, follow
 
 AdapterId = Annotated[str, Field(min_length=1)]
@@ -166,8 +166,8 @@ async def compare_runs(
 def register(server: TunewrightServer) -> None:
     """Adds these tools to the server."""
     starts = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
-    server.tool(title="Validate an adapter on its task", annotations=starts)(validate_adapter)
-    server.tool(title="Benchmark an adapter", annotations=starts)(benchmark_adapter)
+    server.tool(title="Validate an adapter on its task", annotations=starts)(apart(validate_adapter))
+    server.tool(title="Benchmark an adapter", annotations=starts)(apart(benchmark_adapter))
     judges = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
     server.tool(title="Judge blind pairs", annotations=judges)(submit_judgements)
     look = ToolAnnotations(read_only_hint=True, open_world_hint=False)

@@ -8,7 +8,7 @@ from pydantic import Field
 from tunewright.pipeline import jobs
 from tunewright.pipeline.exporting import request
 from tunewright.pipeline.exporting.outputs import Combination
-from tunewright.tools.framework import AppContext, TunewrightServer, workspace_of
+from tunewright.tools.framework import AppContext, TunewrightServer, apart, workspace_of
 from tunewright.tools.training import JobState, follow
 
 
@@ -48,4 +48,4 @@ def merge_and_export(
 def register(server: TunewrightServer) -> None:
     """Adds this tool to the server."""
     starts = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
-    server.tool(title="Merge and export", annotations=starts)(merge_and_export)
+    server.tool(title="Merge and export", annotations=starts)(apart(merge_and_export))

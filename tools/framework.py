@@ -5,10 +5,11 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import partial, wraps
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
 import anyio
 import anyio.to_thread
@@ -62,6 +63,7 @@ def workspace_of(ctx: AppContext) -> Workspace:
     return ctx.request_context.lifespan_context.workspace
 
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # Most calls run in one of these. The interpreter runs one at a time whatever their number, while each keeps a
@@ -78,6 +80,16 @@ def limit_threads() -> None:
 async def run_apart(work: Callable[[], T]) -> T:
     """Runs `work` that may wait for a network in a thread of its own, so that no other call waits for a free one."""
     return await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
+
+
+def apart(tool: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+    """The tool as one whose calls run in threads of their own: it may wait for a network."""
+
+    @wraps(tool)
+    async def in_own_thread(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await run_apart(partial(tool, *args, **kwargs))
+
+    return in_own_thread
 
 
 async def run_in_thread(work: Callable[[], T], stop: threading.Event) -> T:

@@ -12,7 +12,7 @@ from tunewright.pipeline.planning.machine import this_machine
 from tunewright.pipeline.planning.plan import Plan
 from tunewright.pipeline.training import request
 from tunewright.pipeline.training.arguments import Goal, Method, TrainingArguments
-from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, step, workspace_of
+from tunewright.tools.framework import AppContext, NextStep, Result, TunewrightServer, apart, step, workspace_of
 
 Arguments = dict[str, Any]
 
@@ -100,4 +100,4 @@ def _look(start: Arguments) -> NextStep:
 def register(server: TunewrightServer) -> None:
     """Adds this tool to the server."""
     plans = ToolAnnotations(read_only_hint=True, open_world_hint=True)  # may fetch a config and a tokenizer
-    server.tool(title="Plan a fine-tune", annotations=plans)(plan_finetune)
+    server.tool(title="Plan a fine-tune", annotations=plans)(apart(plan_finetune))

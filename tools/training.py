@@ -15,6 +15,7 @@ from tunewright.tools.framework import (
     NextStep,
     Result,
     TunewrightServer,
+    apart,
     step,
     with_arguments,
     workspace_of,
@@ -105,8 +106,8 @@ def resume_job(ctx: AppContext, job_id: JobId) -> JobState:
 def register(server: TunewrightServer) -> None:
     """Adds these tools to the server."""
     starts = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
-    server.tool(title="Start a fine-tune", annotations=starts)(start_finetune)
+    server.tool(title="Start a fine-tune", annotations=starts)(apart(start_finetune))
     stops = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
     server.tool(title="Cancel a job", annotations=stops)(cancel_job)
     again = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=True)
-    server.tool(title="Resume a job", annotations=again)(resume_job)
+    server.tool(title="Resume a job", annotations=again)(apart(resume_job))

@@ -213,6 +213,12 @@ def test_serving_searches_no_garbage_in_what_the_server_is_made_of(workspace: Wo
         gc.freeze()
 
 
+async def test_every_tool_that_reaches_out_waits_in_a_thread_of_its_own(workspace: Workspace) -> None:
+    tools = server.build_server(workspace)._tool_manager.list_tools()  # whether a tool is async is private to the SDK
+    outward = {tool.name: tool.is_async for tool in tools if tool.annotations and tool.annotations.open_world_hint}
+    assert len(outward) > 8 and all(outward.values()), outward
+
+
 @pytest.mark.usefixtures("client")
 async def test_calls_share_few_threads_and_none_waits_for_what_waits_for_a_network() -> None:
     assert anyio.to_thread.current_default_thread_limiter().total_tokens == THREADS
