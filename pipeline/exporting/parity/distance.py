@@ -59,7 +59,8 @@ def between(
     ]
     confident = [position.same_top for position in positions if position.is_confident]
     return Distance(
-        kl=_mean([position.kl for position in positions]),
+        # Of equal models rounding alone may make it less than nothing. NaN stays NaN.
+        kl=max(_mean([position.kl for position in positions]), 0.0),
         top1=_mean([position.same_top for position in positions]),
         top1_confident=_mean(confident) if confident else None,
         margin=float(np.max([position.margin for position in positions])),
