@@ -159,8 +159,8 @@ def _open(home: str | None, *, inline: bool) -> "Workspace":
         return Workspace.open(home, inline=inline)
     except (TunewrightError, OSError, sqlite3.Error) as error:
         raise SystemExit(
-            f"home_unusable: the data home cannot be opened: {error}. It must be a folder that can be written, on a "
-            "disk with space. Next: tunewright --home DIR, or set TUNEWRIGHT_HOME. Nothing was started."
+            f"home_unusable: the data home cannot be opened: {str(error).rstrip('.')}. It must be a folder that can be "
+            "written, on a disk with space. Next: tunewright --home DIR, or set TUNEWRIGHT_HOME. Nothing was started."
         ) from None
 
 

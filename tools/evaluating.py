@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from mcp.server.mcpserver import Image
-from mcp.types import CallToolResult, ContentBlock, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ContentBlock, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from tunewright.pipeline import jobs
@@ -156,7 +156,7 @@ async def compare_runs(
         comparison=await anyio.to_thread.run_sync(compare.compare, workspace, job_ids),
         next_steps=[step("get_status", "One of them in full.", job_id=job_ids[0])],
     )
-    content: list[ContentBlock] = [TextContent(type="text", text=found.model_dump_json())]
+    content: list[ContentBlock] = []
     if chart:
         png = await anyio.to_thread.run_sync(compare.chart_png, workspace, job_ids)
         content.append(Image(data=png, format="png").to_image_content())

@@ -18,9 +18,9 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
-from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult, Prompt, Tool
+from mcp.types import INVALID_PARAMS, CallToolResult, GetPromptResult, InputRequiredResult, Prompt, TextContent, Tool
 from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError
-from pydantic_core import CoreSchema, ErrorDetails
+from pydantic_core import CoreSchema, ErrorDetails, to_json
 
 from tunewright.pipeline import files, redact
 from tunewright.pipeline.errors import TunewrightError, nearest
@@ -156,12 +156,13 @@ class TunewrightServer(MCPServer[App]):
         if tool := self._tool_manager.get_tool(name):
             _refuse_truths(name, tool.parameters["properties"], arguments)
         try:
-            return await super().call_tool(name, arguments, context)
+            result = await super().call_tool(name, arguments, context)
         except ToolError as error:
             raise ToolError(_bounded(redact.without_secrets(await self._explain(name, error)))) from None
         except SystemExit as error:
             # A library that calls sys.exit would stop the event loop with the wire still open: the client would hang.
             raise ToolError(_unforeseen(name, error)) from None
+        return _told_as_text(result) if isinstance(result, CallToolResult) else result
 
     async def get_prompt(
         self, name: str, arguments: dict[str, Any] | None = None, context: Context[App, Any] | None = None
@@ -212,6 +213,16 @@ class TunewrightServer(MCPServer[App]):
             tool.description = inspect.cleandoc(tool.description)
             _shorten(tool.parameters)
             _shorten_optional(tool.parameters)
+
+
+def _told_as_text(result: CallToolResult) -> CallToolResult:
+    """The structured answer also as text, for hosts that read no other; pictures stay behind it.
+
+    Without the indentation that the SDK gives it, which makes up half of the tokens of a curve.
+    """
+    text = TextContent(type="text", text=to_json(result.structured_content, inf_nan_mode="null").decode())
+    pictures = [block for block in result.content if not isinstance(block, TextContent)]
+    return result.model_copy(update={"content": [text, *pictures]})
 
 
 def _usage(prompt: Prompt) -> str:

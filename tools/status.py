@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from mcp.server.mcpserver import Image
-from mcp.types import CallToolResult, ContentBlock, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ContentBlock, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from tunewright.pipeline import environment, jobs, plots, status
@@ -76,7 +76,7 @@ async def get_status(
     hindered = await look_after(workspace)
     problem = hindered and f"A job's worker has ended. {hindered.what} {hindered.allowed}"
     if job_id is None:
-        return _result(await _overview(ctx, workspace, wait_s, problem))
+        return _answer(await _overview(ctx, workspace, wait_s, problem))
     row = await wait_for(ctx, workspace, job_id, wait_s)
     # In a thread: a long run has thousands of steps, and others are served meanwhile.
     told = await anyio.to_thread.run_sync(partial(status.describe, workspace, row, events=EVENTS[detail]))
@@ -84,9 +84,9 @@ async def get_status(
     poll_after_s = None if row["state"] not in jobs.ACTIVE else round(min(30.0, max(2.0, (view.eta_s or 20) / 4)), 1)
     found = Status(job=view, next_steps=_next(workspace, row), poll_after_s=poll_after_s, problem=problem)
     if detail != "image":
-        return _result(found)
+        return _answer(found)
     png = await anyio.to_thread.run_sync(partial(plots.loss_png, workspace, row["id"]))
-    return _result(found, Image(data=png, format="png").to_image_content())
+    return _answer(found, Image(data=png, format="png").to_image_content())
 
 
 async def _overview(ctx: AppContext, workspace: Workspace, wait_s: float, problem: str | None) -> Status:
@@ -104,13 +104,8 @@ async def _overview(ctx: AppContext, workspace: Workspace, wait_s: float, proble
     )  # fmt: skip
 
 
-def _result(found: Status, *more: ContentBlock) -> CallToolResult:
-    """The structured answer, the same as text for hosts that read no other, and what else there is to see.
-
-    The text is without indentation, which would make up half of the tokens of a curve.
-    """
-    text = TextContent(type="text", text=found.model_dump_json())
-    return CallToolResult(content=[text, *more], structured_content=found.model_dump(mode="json"))
+def _answer(found: Status, *pictures: ContentBlock) -> CallToolResult:
+    return CallToolResult(content=list(pictures), structured_content=found.model_dump(mode="json"))
 
 
 def _begin(workspace: Workspace) -> NextStep:

@@ -94,7 +94,7 @@ def accuracy(values: Sequence[float]) -> Interval:
 
 
 def rounded(interval: Interval) -> dict[str, float]:
-    return {key: round(value, 4) for key, value in asdict(interval).items()}
+    return asdict(interval.rounded())
 
 
 def comparisons(by_model: Mapping[str, Scores]) -> list[dict[str, Any]]:

@@ -30,6 +30,10 @@ class Interval:
         """1 where the whole interval lies above zero, -1 where below, 0 where it holds zero."""
         return int(self.low > 0) - int(self.high < 0)
 
+    def rounded(self) -> "Interval":
+        """To four digits behind the point: more would tell nothing, and cost tokens."""
+        return Interval(round(self.value, 4), round(self.low, 4), round(self.high, 4))
+
 
 def proportion(hits: float, of: int) -> Interval:
     """The share of `hits` in `of` with Wilson's score interval (1927); without trials anything from 0 to 1."""

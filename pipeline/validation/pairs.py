@@ -205,8 +205,8 @@ def _tally(job: _Judged, state: dict[str, Any]) -> Tally:
     first = statistics.proportion(sum(v == "A" for v in decided.values()), len(decided)) if decided else None
     return Tally(
         judged=len(verdicts), remaining=len(job.pairs) - len(verdicts), wins=wins, losses=losses, ties=ties,
-        equal=equal, win_rate=rate, first=first, sentence=_sentence(wins, losses, ties, equal, rate),
-        warning=_warning(first),
+        equal=equal, win_rate=rate and rate.rounded(), first=first and first.rounded(),
+        sentence=_sentence(wins, losses, ties, equal, rate), warning=_warning(first),
         revealed={name: tuned_at(name, state["secret"]) for name in job.pairs} if _is_open(job, state) else None,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import sqlite3
 import sys
 import threading
@@ -15,6 +16,7 @@ import anyio.from_thread
 import anyio.to_thread
 import pytest
 from mcp import Client
+from mcp.types import TextContent
 from pydantic import BaseModel, Field
 
 from tunewright import server
@@ -211,6 +213,15 @@ def test_serving_searches_no_garbage_in_what_the_server_is_made_of(workspace: Wo
         assert gc.get_freeze_count() > 10 * len(gc.get_objects())
     finally:
         gc.freeze()
+
+
+async def test_a_result_is_told_as_text_too_without_indentation(workspace: Workspace) -> None:
+    async with Client(server.build_server(workspace)) as client:
+        for tool in ("list_models", "get_status"):
+            result = await client.call_tool(tool)
+            (text,) = result.content
+            assert isinstance(text, TextContent) and json.loads(text.text) == result.structured_content
+            assert "\n" not in text.text and '": ' not in text.text.split('"next_steps"')[0]
 
 
 async def test_every_tool_that_reaches_out_waits_in_a_thread_of_its_own(workspace: Workspace) -> None:
