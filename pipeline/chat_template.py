@@ -251,17 +251,19 @@ class ChatTemplate:
         """
         text = self.render(messages, tools=tools)
         encoding = self._encoding(text)
-        mask = [0] * len(encoding.ids)
+        # Each is made anew whenever it is asked for.
+        ids, offsets = encoding.ids, encoding.offsets
+        mask = [0] * len(ids)
         for begin, end in self._answer_spans(messages, tools, text):
-            inside = [i for i, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]
+            inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin]
             if not inside:
                 continue
             for i in inside:
                 mask[i] = 1
             following = inside[-1] + 1
-            if following < len(mask) and encoding.ids[following] in self.special_ids:
+            if following < len(mask) and ids[following] in self.special_ids:
                 mask[following] = 1
-        return encoding.ids, mask
+        return ids, mask
 
     def _answer_spans(self, messages: Sequence[Message], tools: Tools, text: str) -> list[tuple[int, int]]:
         """Character spans of the answers: what changes in the text when an answer is replaced by a mark."""
