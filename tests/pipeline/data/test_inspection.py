@@ -51,7 +51,7 @@ def test_the_longest_texts_are_shortened_and_say_so_until_a_page_can_be_read(
 def test_a_page_of_long_rows_stays_small_unless_many_are_asked_for(
     workspace: Workspace, write: Write, text: str
 ) -> None:
-    turns = [{"role": role, "content": f"{n} " + text * 3000} for n in range(8) for role in ("user", "assistant")]
+    turns = [{"role": role, "content": f"{n} " + text * 300} for n in range(8) for role in ("user", "assistant")]
     rows = [{"messages": [{**turn, "content": f"{i} {turn['content']}"} for turn in turns]} for i in range(30)]
     dataset = prepare(workspace, write("m.jsonl", rows), cleaning={"near_duplicate": "ignore"})
     for view in ("conversation", "rendered", "mask"):
