@@ -79,7 +79,7 @@ def _usable(workspace: Workspace, ollama_version: str | None) -> dict[str, str]:
         "unsloth": "yes" if find_spec("unsloth") else "no: not installed",
         "toy_model": "ready"
         if toy.is_trained(workspace.home)
-        else "made by the first fine-tune of 'toy', under a minute",
+        else "made by the first fine-tune of 'toy', in some minutes",
         "gguf_converter": found["converter"],
         "gguf_quantizer": found["quantizer"],
         "gguf_runtime": "yes: xllamacpp" if find_spec("xllamacpp") else "no: xllamacpp is not installed",

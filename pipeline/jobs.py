@@ -159,7 +159,7 @@ def _take_up(workspace: Workspace, row: Row) -> None:
     store.add_event(job_id, "warning", code, error["what"])
     restarts = 0 if _has_progressed(workspace, row) else row["restarts"]
     if restarts < MAX_RESTARTS:
-        columns = {"error": None, "ended_at": None, "restarts": restarts + 1}
+        columns = {"error": None, "ended_at": None, "progress": None, "restarts": restarts + 1}
         if move(workspace, job_id, (State.INTERRUPTED,), State.QUEUED, **columns):
             message = f"Started again by itself ({restarts + 1} of {MAX_RESTARTS}), {start_point(workspace, row)}."
             store.add_event(job_id, "info", "restarted", message)
@@ -267,7 +267,7 @@ def resume(workspace: Workspace, job_id: str) -> Row:
     """
     row = workspace.store.job(job_id)
     job_id = row["id"]
-    columns = {"error": None, "ended_at": None, "cancel": None, "restarts": 0, "pid": None, "pid_started": None}
+    columns = dict.fromkeys(("error", "ended_at", "progress", "cancel", "pid", "pid_started")) | {"restarts": 0}
     with spawn_lock(workspace):
         gone = deleted_input(workspace, job_id)
         if gone:

@@ -118,7 +118,7 @@ def _not_trainable(name: str, why: str, tag: str) -> InvalidInput:
         "model_not_trainable",
         f"{name!r} {why}.",
         allowed=f"{instead}; afterwards it goes back to Ollama as GGUF.",
-        next=f'start_finetune(dataset_id="…", model="{known.hub_id}")' if known else LIST_MODELS,
+        next=f'plan_finetune(dataset_id="…", model="{known.hub_id}")' if known else LIST_MODELS,
     )
 
 
@@ -282,7 +282,7 @@ def unreachable(workspace: Workspace, hub_id: str) -> TunewrightError:
         "model_not_downloadable",
         f"{hub_id!r} is not cached on this machine and {hub_endpoint()} cannot be reached{offline}.",
         allowed=_what_works(workspace),
-        next='list_models(fits_only=true) or start_finetune(dataset_id="…", model="toy")',
+        next='list_models(fits_only=true) or plan_finetune(dataset_id="…", model="toy")',
     )
 
 

@@ -15,6 +15,7 @@ CURVE_POINTS = 20
 EVEN_ROWS = 600
 # Of every number that is told: more are tokens, not knowledge.
 DIGITS = 5
+SLOPE_VALUES = 20
 # Events beyond this are left out, the oldest first: an answer stays under 4,000 tokens whatever happened.
 EVENTS_CHARACTERS = 5000
 # A curve is told by its loss, and by what the method is after where that is not the loss; of these more is better.
@@ -47,7 +48,8 @@ def curve(rows: list[Row], points: int = CURVE_POINTS) -> list[tuple[int, float]
 
 def shape(rows: list[Row], name: str = "loss", best: tuple[int, float] | None = None) -> dict[str, float]:
     """The curve of `name` in a few numbers: first, last, best with its step, and how it changes per 100 steps over its
-    last quarter (least squares; left out below three values). Empty without values.
+    last quarter (least squares; left out below SLOPE_VALUES of them, whose noise would be all of it). Empty without
+    values.
 
     `best` is the best step and value where `rows` are not all there are.
     """
@@ -56,8 +58,8 @@ def shape(rows: list[Row], name: str = "loss", best: tuple[int, float] | None = 
         return {}
     best_step, best_value = best or (max if name in RISING else min)(points, key=lambda point: point[1])
     found = {"first": points[0][1], "last": points[-1][1], "best": best_value, "best_step": best_step}
-    quarter = points[-max(3, len(points) // 4) :]
-    if len(quarter) >= 3:
+    quarter = points[-max(SLOPE_VALUES, len(points) // 4) :]
+    if len(quarter) >= SLOPE_VALUES:
         found["slope_per_100_steps"] = 100 * linear_regression(*zip(*quarter, strict=True)).slope
     return found
 
@@ -88,7 +90,7 @@ def _course(store: Store, row: Row, points: int) -> dict[str, Any]:
         "loss": last.get("loss"),
         "eval_loss": evaluation[-1]["numbers"].get("loss") if evaluation else None,
         "tokens_per_s": last.get("tokens_per_s"),
-        "peak_gib": last.get("peak_gib"),
+        "peak_gib": last.get("peak_gib") or None,
         "alerts": _alerts(row, seen),
         "plan": _plan(row, seen),
         "metrics": _metrics(last, evaluation)
@@ -133,7 +135,7 @@ def _plan(row: Row, seen: Seen) -> dict[str, dict[str, float | None]]:
     come = {
         # Of a run that is over its usual speed, not that of its last moment.
         "tokens_per_s": (row["result"] or {}).get("tokens_per_s") or seen.last.get("tokens_per_s"),
-        "peak_gib": seen.last.get("peak_gib"),
+        "peak_gib": seen.last.get("peak_gib") or None,
         "time_s": elapsed + left_s if running and elapsed is not None and left_s is not None else elapsed,
         "steps": seen.facts.get("max_steps") if running else seen.train[-1]["step"] if seen.train else None,
     }

@@ -1,4 +1,4 @@
-"""SECURITY.md holds, and what it says of the whole: nothing planted runs, names stay names (test_secrets.py: secrets)."""
+"""SECURITY.md holds, and what it says of the whole: nothing planted runs, names stay names."""
 
 import ast
 import json

@@ -126,8 +126,10 @@ def _next(workspace: Workspace, row: Row) -> list[NextStep]:
         ]
     if row["state"] in jobs.RESUMABLE:
         again = step("resume_job", f"It goes on {jobs.start_point(workspace, row)}.", job_id=job_id)
+        # A source that was refused would be again.
+        is_refused = row["kind"] == "prepare_dataset" and row["state"] == jobs.State.FAILED
         return [
-            *([] if jobs.deleted_input(workspace, job_id) else [again]),
+            *([] if is_refused or jobs.deleted_input(workspace, job_id) else [again]),
             step("get_status", "See all events.", job_id=job_id, detail="detailed"),
         ]
     if "adapter_id" in result and row["kind"] == "finetune":

@@ -135,7 +135,8 @@ def _start_process(workspace: Workspace) -> Callable[[], bool]:
 
 def _require_free_device(workspace: Workspace) -> None:
     active = workspace.store.rows(
-        "SELECT * FROM jobs WHERE state IN ('running','queued') AND needs_device=1 ORDER BY seq LIMIT 1"
+        "SELECT * FROM jobs WHERE state IN ('running','queued') AND needs_device=1 "
+        "ORDER BY state='running' DESC, seq LIMIT 1"
     )
     if active:
         progress = active[0]["progress"] or {}

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 THINKING = "<think>"
+# Books are shorter. A row of 200 million characters kept a processor busy for minutes, deaf to a cancel.
+MAX_ROW_CHARACTERS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Processed:
     replaced: Counter[str] = field(default_factory=Counter[str])
 
 
+def _check_size(record: Record) -> None:
+    """Raises Unusable for a row so large that looking at it alone would take minutes."""
+    characters = sum(map(len, cleaning.texts_of(record)))
+    if characters > MAX_ROW_CHARACTERS:
+        raise Unusable("malformed", f"the row has {characters:,} characters, more than {MAX_ROW_CHARACTERS:,}")
+
+
 class Processor:
     """Turns blocks into rows by one recipe."""
 
@@ -102,6 +111,7 @@ class Processor:
             if isinstance(value, Broken):
                 raise Unusable("broken", value.why)
             record = layouts.to_record(layout, value)
+            _check_size(record)
             notes = self._mend(record, done)
             pieces = self._fitter.fit(record) if self._fitter else None
             found = self._found(record)

@@ -6,7 +6,18 @@ from typing import Any
 from tunewright.pipeline.data import cells, turns
 from tunewright.pipeline.data.conversion import MEDIA, OPTIONS, Layout
 from tunewright.pipeline.data.rows import Kind
-from tunewright.pipeline.data.samples import META, OPTION_LISTS, Sample, content_key, is_pair, key, role_key, turns_in
+from tunewright.pipeline.data.samples import (
+    META,
+    OPTION_LISTS,
+    QUESTIONS,
+    REPLIES,
+    Sample,
+    content_key,
+    is_pair,
+    key,
+    role_key,
+    turns_in,
+)
 
 # Columns of prompts and of answers, each in the order in which they are taken; the first line that fits is taken.
 PAIRS = (
@@ -14,9 +25,9 @@ PAIRS = (
     ("prompt_completion", ("prompt", "query"), ("completion", "response", "output", "answer", "回答")),
     (
         "question_answer",
-        ("question", "problem", "问题", "提问"),
+        ("question", "problem", "问题", "提问", *QUESTIONS),
         # Of problems with both, the solution is the whole and the answer its last line.
-        ("solution", "answer", "response", "output", "completion", "答案", "回答", "答复"),
+        ("solution", "answer", "response", "output", "completion", "答案", "回答", "答复", *REPLIES),
     ),
     ("question_answer", ("q",), ("a",)),
     (

@@ -13,12 +13,15 @@ from tunewright.pipeline.errors import nearest
 SAMPLE_CHARACTERS = 60
 MAX_COLUMNS_SHOWN = 20
 # Words in the names of columns, from which a mapping is guessed for the agent to confirm.
+# In German, Spanish, Portuguese, Italian, French, Russian, Japanese and Korean; English and Chinese stand below.
+QUESTIONS = ("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문")
+REPLIES = ("antwort", "respuesta", "resposta", "risposta", "réponse", "reponse", "ответ", "答え", "답변")
 PROMPT_WORDS = (
-    "prompt", "question", "instruction", "query", "input", "user", "customer", "ask", "title", "text", "问",
+    "prompt", "question", "instruction", "query", *QUESTIONS, "input", "user", "customer", "ask", "title", "text", "问",
 )  # fmt: skip
 RESPONSE_WORDS = (
-    "response", "answer", "output", "completion", "reply", "assistant", "agent", "solution", "target", "summary",
-    "translation", "label", "category", "答",
+    "response", "answer", "output", "completion", "reply", *REPLIES, "assistant", "agent", "solution", "target",
+    "summary", "translation", "label", "category", "答",
 )  # fmt: skip
 # Lists of options beside a question, without which its answer says nothing.
 OPTION_LISTS = ("choices", "options")
@@ -106,7 +109,8 @@ class Sample:
         if turned:
             return {"messages": turned[0]}
         nested = self.nested()
-        for name in nested:
+        # Lists before single objects: a customer's name and address are no turn.
+        for name in sorted(nested, key=lambda name: -max(map(len, self.talks(name)), default=0)):
             if parts := guessed_turns(self.talks(name)):
                 return {"messages": name, **parts}
         known = [name for name in self.shown if self.are_texts(name)]
@@ -121,6 +125,8 @@ class Sample:
             return {"text": texts[0]}
         response = _named(texts, RESPONSE_WORDS)
         prompt = _named([name for name in texts if name != response], PROMPT_WORDS)
+        if prompt is None and response is None:
+            prompt = max(texts, key=self._questions) if any(map(self._questions, texts)) else None
         if response is None:
             # Answers are longer than questions.
             response = max((name for name in texts if name != prompt), key=self._mean_length)
@@ -158,7 +164,8 @@ def objects_in(value: object) -> list[dict[str, Any]]:
             return []
     if isinstance(value, dict):
         inner = cast("dict[str, Any]", value)
-        value = inner["messages"] if "messages" in inner else trees.line(inner) or [inner]
+        line = trees.line(inner)
+        value = inner.get("messages", line.turns if line else [inner])
     if not isinstance(value, list):
         return []
     return [cast("dict[str, Any]", turn) for turn in cast("list[Any]", value) if isinstance(turn, dict)]

@@ -8,6 +8,7 @@ network: whether a remote dataset exists is found out by reading it.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeAlias
 
@@ -319,5 +320,12 @@ def _missing(given: str, path: Path) -> TunewrightError:
             f"There is no {path}: its folder does not exist, {existing} does.",
             allowed=WHAT_WORKS + at_hub,
         )
-    close = nearest(path.name, folders.names(path.parent))
-    return NotFound("source_not_found", f"There is no {path}.", allowed=f"In its folder: {close}{at_hub} {WHAT_WORKS}")
+    there = folders.names(path.parent)
+    close = get_close_matches(path.name, there, n=1, cutoff=0.4)
+    return NotFound(
+        "source_not_found",
+        f"There is no {path}.",
+        allowed=(f"In its folder: {nearest(path.name, there)}" if there else "Its folder holds no data.")
+        + f"{at_hub} {WHAT_WORKS}",
+        next=call("prepare_dataset", source=str(path.parent / close[0])) if close else "",
+    )

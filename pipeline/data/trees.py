@@ -5,40 +5,53 @@ Knows ChatGPT's export (`mapping`, an object of nodes) and OpenAssistant's trees
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 Turn = dict[str, Any]
 SPOKEN = ("text", "multimodal_text")
 
 
-def line(value: Mapping[str, Any]) -> list[Turn] | None:
-    """The turns of a tree's line, each with `role` and `content`; None of what is no tree.
+@dataclass(frozen=True)
+class Line:
+    """Turns with `role` and `content`; `cut` says what came in where the line was broken off, if it was."""
 
-    In ChatGPT's export the line goes by the last branch, which is the one that was gone on with, and ends where a
-    tool comes in: an answer that a search made would teach to invent. In OpenAssistant's it goes by the best rank.
+    turns: list[Turn]
+    cut: str = ""
+
+
+def line(value: Mapping[str, Any]) -> Line | None:
+    """A tree's line; None of what is no tree.
+
+    In ChatGPT's export it goes by the last branch, which is the one that was gone on with, and is broken off where a
+    tool or a picture comes in: an answer made with what is not there would teach to invent. In OpenAssistant's it goes
+    by the best rank.
     """
     nodes = list(value.values())
     if nodes and all(isinstance(node, dict) and {"message", "children"} <= set(cast("Turn", node)) for node in nodes):
         return _last_branches(value)
     if isinstance(value.get("replies"), list) and {"role", "text"} <= set(value):
-        return _best_replies(value)
+        return Line(_best_replies(value))
     return None
 
 
-def _last_branches(nodes: Mapping[str, Turn]) -> list[Turn]:
+def _last_branches(nodes: Mapping[str, Turn]) -> Line:
     left = dict(nodes)
     at = next((name for name, node in nodes.items() if str(node.get("parent")) not in nodes), None)
     turns: list[Turn] = []
     while at in left:
         node = left.pop(at)
         message = cast("Turn", node["message"]) if isinstance(node["message"], dict) else {}
+        parts = _spoken(message)
         if _role(message) == "tool" or message.get("recipient") not in (None, "all"):
-            break
-        if parts := _spoken(message):
-            turns.append({"role": _role(message), "content": parts})
+            return Line(turns, cut="a tool")
+        if not all(isinstance(part, str) for part in parts):
+            return Line(turns, cut="a picture or another part that is no text")
+        if parts:
+            turns.append({"role": _role(message), "content": "".join(parts)})
         children = cast("list[Any]", node["children"]) if isinstance(node["children"], list) else []
         at = str(children[-1]) if children else None
-    return turns
+    return Line(turns)
 
 
 def _role(message: Turn) -> str:
@@ -61,13 +74,8 @@ def _spoken(message: Turn) -> list[Any]:
 
 
 def _part(part: Any) -> Any:
-    """A part as OpenAI's messages have it: of what was spoken its transcription, of a picture that it is one."""
-    if not isinstance(part, dict):
-        return part
-    fields = cast("Turn", part)
-    if isinstance(fields.get("text"), str):
-        return {"type": "text", "text": fields["text"]}
-    return {"type": fields.get("content_type", "unknown")}
+    """Its text: of what was spoken its transcription. A picture stays what it is."""
+    return cast("Turn", part).get("text", cast("Turn", part)) if isinstance(part, dict) else part
 
 
 def _best_replies(message: Mapping[str, Any]) -> list[Turn]:

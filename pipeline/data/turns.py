@@ -67,7 +67,9 @@ def _listed(items: list[Any], column: str) -> list[Any]:
     if "messages" in only:
         return cells.items(only["messages"], column)
     line = trees.line(only)
-    return items if line is None else line
+    if line and line.cut and not any(turn["role"] == "assistant" for turn in line.turns):
+        raise Unusable("malformed", f"{line.cut} comes in before the first answer, which was made with it")
+    return line.turns if line else items
 
 
 def said(value: object, column: str, tags: Mapping[str, str], role: str) -> list[Message]:

@@ -270,6 +270,8 @@ def _measure(
         context, adapter=parts.adapter, base=base, source=parts.source, merged=merged, adapter_scale=parts.scale,
         ggufs={output: path for output, path in written.items() if is_gguf(output)},
     )  # fmt: skip
+    if MERGED_4BIT in written:
+        found["notes"].append(f"{MERGED_4BIT} was not measured, only the 16 bits that it is made of")
     files.write_json(folder / "parity.json", found)
     for failure in found["failures"]:
         context.event("error", "parity_failed", failure)

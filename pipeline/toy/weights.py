@@ -1,4 +1,4 @@
-"""The toy's weights, trained from nothing in under a minute on two cores: plain PyTorch, fixed seed and order.
+"""The toy's weights, trained from nothing in one to four minutes on two cores: plain PyTorch, fixed seed and order.
 
 Runs in a worker. Needs transformers' Qwen3, which is what the config names.
 """

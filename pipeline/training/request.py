@@ -1,10 +1,11 @@
 """From a request to the exact specification of a fine-tune: everything checked and every default chosen. Light."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from tunewright.pipeline import files, gpu, models
-from tunewright.pipeline.errors import InvalidInput, Unavailable, call
+from tunewright.pipeline.errors import InvalidInput, NotFound, Unavailable, call
 from tunewright.pipeline.planning import architecture, plan
 from tunewright.pipeline.planning.machine import Machine, this_machine
 from tunewright.pipeline.planning.plan import Plan
@@ -44,6 +45,7 @@ def check(
 ) -> dict[str, Any]:
     """The spec of a `finetune` job. Raises InvalidInput, NotFound, Unavailable or NoSpace; starts nothing."""
     dataset = workspace.store.artifact(dataset_id, "dataset")
+    _check_files(dataset)
     method = _method_for(dataset, model, method)
     base = models.resolve(workspace, model)
     models.tokenizer_folder(workspace, model)
@@ -69,6 +71,17 @@ def check(
         },
         "warnings": chosen.warnings,
     }  # fmt: skip
+
+
+def _check_files(dataset: Row) -> None:
+    folder = Path(dataset["document"]["path"])
+    if not (folder / "train.parquet").is_file():
+        raise NotFound(
+            "dataset_files_missing",
+            f"The files of {dataset['id']} are gone from {folder}; only its entry is left.",
+            allowed="Prepare it again from its source.",
+            next=call("prepare_dataset", source=dataset["document"]["source"]),
+        )
 
 
 def _method_for(dataset: Row, model: str, method: str) -> Method:

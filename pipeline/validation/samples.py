@@ -156,3 +156,8 @@ def _last_answer(ids: list[int], mask: list[int]) -> tuple[list[int], list[int]]
     while begin > 1 and mask[begin - 1]:
         begin -= 1
     return ids, [int(begin <= i < end) for i in range(len(ids))]
+
+
+def cut_references(template: ChatTemplate, drawn: Sequence[Sample], max_new_tokens: int) -> int:
+    """How many samples have a reference that is longer than an answer may become."""
+    return sum(len(template.ids(sample.reference)) > max_new_tokens for sample in drawn if sample.reference)

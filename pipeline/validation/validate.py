@@ -68,9 +68,10 @@ def run(context: JobContext) -> dict[str, Any]:
     }
     files.write_text(context.folder / SAMPLES, _lines(drawn.samples, judged))
     evaluation = _evaluation(spec, drawn.samples, judged, pack, trained_on=trained_on)
+    cut = samples.cut_references(template, drawn.samples, spec["max_new_tokens"])
     evaluation |= {
         "base_model": adapter["document"]["base_model"],
-        "notes": _notes(spec, drawn, judged, met, trained_on=trained_on, thinks=model.enable_thinking),
+        "notes": _notes(spec, drawn, judged, met, cut, trained_on=trained_on, thinks=model.enable_thinking),
     }
     files.write_json(context.folder / EVALUATION, evaluation)
     return _result(context, evaluation)
@@ -174,7 +175,9 @@ def _domain(pack: Pack, judged: Sides) -> dict[str, Any]:
     return {"pack": pack.name, "note": domains.NOTE, **counts}
 
 
-def _notes(spec: dict[str, Any], drawn: Drawn, judged: Sides, met: int, *, trained_on: bool, thinks: bool) -> list[str]:
+def _notes(
+    spec: dict[str, Any], drawn: Drawn, judged: Sides, met: int, cut: int, *, trained_on: bool, thinks: bool
+) -> list[str]:
     """What a reader must know to read the numbers right, the gravest first."""
     of, notes = len(drawn.samples), list[str]()
     if trained_on:
@@ -184,6 +187,11 @@ def _notes(spec: dict[str, Any], drawn: Drawn, judged: Sides, met: int, *, train
         )
     if met:
         notes.append(f"{met} of {of} samples ask, word for word, what the adapter was trained on.")
+    if cut:
+        notes.append(
+            f"max_new_tokens={spec['max_new_tokens']} is less than the references of {cut} of {of} samples have: "
+            "answers as long are cut off, so how many end, and how like they are, says little."
+        )
     broken = {side: sum(any(f.kind == "not_finite" for f in one.findings) for one in judged[side]) for side in SIDES}
     for side, count in broken.items():
         if count:

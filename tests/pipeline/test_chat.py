@@ -123,6 +123,10 @@ def test_a_host_that_finds_the_device_taken_leaves(workspace: Workspace) -> None
 def test_while_a_job_has_the_device_the_answer_is_which_and_how_long(workspace: Workspace) -> None:
     wait_in_line(workspace)
     workspace.store.execute("UPDATE jobs SET state='running', progress=?", json.dumps({"eta_s": 42.4}))
+    workspace.store.execute(
+        "INSERT INTO jobs(id, kind, state, needs_device, spec, created_at, seq) VALUES (?,?,?,?,?,?,?)",
+        "job-0", "export", "queued", True, "{}", 0.0, -1,
+    )  # fmt: skip
     with pytest.raises(Conflict) as caught:
         client.ask(workspace, {}, lambda tokens, phase: None, Event())
     assert "device_busy: The device is taken by job-1 (running, about 42 s to go)." in str(caught.value)

@@ -219,10 +219,12 @@ def test_a_killed_worker_is_replaced_by_itself(
     workspace: Workspace, wait_in_line: Callable[[], Row], eventually: Eventually
 ) -> None:
     job = wait_in_line()
+    workspace.store.execute("UPDATE jobs SET progress=?", '{"phase": "training", "done": 30, "total": 60}')
     kill(job, eventually)
     assert jobs.reconcile(workspace) == [job["id"]]
     again = workspace.store.job(job["id"])
     assert (again["state"], again["restarts"], again["error"]) == (State.QUEUED, 1, None)
+    assert not again["progress"] or again["progress"].get("done") != 30, "what was done is not done any more"
     assert again["pid"] != job["pid"] and jobs.is_worker_alive(again)
     assert jobs.reconcile(workspace) == []
     assert codes(workspace, job["id"])[:4] == ["submitted", "waiting", "interrupted", "restarted"]

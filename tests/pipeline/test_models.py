@@ -115,7 +115,7 @@ def test_what_ollama_holds_is_answered_with_the_form_that_can_be_trained(
     assert f"{name!r} {what}" in str(caught.value)
     if instead:
         assert f"Train {instead} instead" in str(caught.value)
-        assert f'start_finetune(dataset_id="…", model="{instead}")' in caught.value.next
+        assert f'plan_finetune(dataset_id="…", model="{instead}")' in caught.value.next
     else:
         assert caught.value.next == "list_models()"
 

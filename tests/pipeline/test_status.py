@@ -37,8 +37,8 @@ def rows(*values: float | None, name: str = "loss") -> list[dict[str, Any]]:
 
 
 def test_a_curve_in_a_few_numbers() -> None:
-    assert status.shape(rows(5, 4, 1, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6)) == {
-        "first": 5, "last": 6, "best": 1, "best_step": 30, "slope_per_100_steps": 5,
+    assert status.shape(rows(5, 4, 1, *(2 + 0.5 * place for place in range(status.SLOPE_VALUES)))) == {
+        "first": 5, "last": 11.5, "best": 1, "best_step": 30, "slope_per_100_steps": 5,
     }  # fmt: skip
     assert status.shape(rows(None, 3, None, 2)) == {"first": 3, "last": 2, "best": 2, "best_step": 40}
     assert status.shape(rows(None)) == status.shape([]) == {}
@@ -50,7 +50,7 @@ def test_of_a_reward_more_is_better() -> None:
 
 @given(st.lists(st.floats(0.01, 20), min_size=3, max_size=200), st.floats(-3, 3))
 def test_a_straight_last_quarter_has_its_own_slope(before: list[float], per_step: float) -> None:
-    length = max(3, len(before))
+    length = max(status.SLOPE_VALUES, len(before))
     straight = [50 + 10 * per_step * place for place in range(length)]
     shape = status.shape(rows(*before, *straight, *()))
     assert shape["slope_per_100_steps"] == pytest.approx(100 * per_step, abs=1e-3)

@@ -235,6 +235,8 @@ async def test_what_a_job_made_decides_what_comes_next(
         ended_job("publish_hub", "succeeded", {"publication_id": "pub-x"}): ["list_artifacts"],
         ended_job("finetune", "interrupted"): ["resume_job", "get_status"],
         ended_job("finetune", "cancelled"): ["resume_job", "get_status"],
+        ended_job("prepare_dataset", "cancelled"): ["resume_job", "get_status"],
+        ended_job("prepare_dataset", "failed"): ["get_status"],
     }  # fmt: skip
     for job_id, expected in made.items():
         answer = await call("get_status", job_id=job_id)

@@ -81,7 +81,7 @@ async def test_a_started_job_waits_its_turn_and_can_be_cancelled_and_resumed(
 async def test_an_ollama_tag_is_refused_with_the_model_to_train_instead(refused: Refused, dataset_id: str) -> None:
     text = await refused("start_finetune", dataset_id=dataset_id, model="qwen3:8b")
     assert text.startswith("model_not_trainable: 'qwen3:8b' is an Ollama tag")
-    assert 'Next: start_finetune(dataset_id="…", model="unsloth/Qwen3-8B").' in text
+    assert 'Next: plan_finetune(dataset_id="…", model="unsloth/Qwen3-8B").' in text
 
 
 async def test_a_gguf_file_is_refused(refused: Refused, dataset_id: str, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_a_hub_model_out_of_reach_is_refused_with_what_works_here(
     text = await refused("start_finetune", dataset_id=dataset_id, model="nobody/None-1B")
     assert text.startswith("model_not_downloadable: 'nobody/None-1B' is not cached on this machine")
     assert "http://127.0.0.1:9 cannot be reached" in text
-    assert 'start_finetune(dataset_id="…", model="toy")' in text
+    assert 'plan_finetune(dataset_id="…", model="toy")' in text
     assert not workspace.store.rows("SELECT id FROM jobs")
 
 

@@ -132,7 +132,7 @@ def _document(
         "merge": _merge(reference, passed=not merge_failures),
         "outputs": outputs,
         "recommendation": recommended,
-        "notes": reference.notes if reference else [],
+        "notes": [*reference.notes] if reference else [],
     }
 
 

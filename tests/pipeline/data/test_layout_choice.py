@@ -169,6 +169,7 @@ def test_an_absent_column_of_a_hint_is_named() -> None:
 
 
 # Rows, the arguments, and words that the error must hold; its `next` call is the last of them.
+TALK_OF_A_TICKET = [{"von": "Kunde", "inhalt": "Es geht nicht."}, {"von": "Team", "inhalt": "Bitte neu starten."}]
 UNKNOWN: dict[str, tuple[list[Any], Row, list[str]]] = {
     "columns whose names hint": (
         [{"id": 1, "user_question": "Why?", "best_reply": "So."}],
@@ -210,6 +211,18 @@ UNKNOWN: dict[str, tuple[list[Any], Row, list[str]]] = {
         [{"message_id": "a", "parent_id": None, "role": "prompter", "text": "Why?"}],
         {},
         ["By role each row is one turn: write all turns of a conversation into one row", "Next: convert the file"],
+    ),
+    "a long question and a short answer in unknown words": (
+        [{"kysymys": "Missä punainen talo on?", "vastaus": "Tuolla."}],
+        {},
+        ['mapping={"prompt": "kysymys", "response": "vastaus"}'],
+    ),
+    "a customer beside a talk": (
+        [
+            {"customer": {"name": name, "email": f"{name}@x.org"}, "talk": TALK_OF_A_TICKET} for name in ("Ann", "Ben")
+        ],
+        {},
+        ['mapping={"messages": "talk"', '"role": "von"', '"user": "Kunde"'],
     ),
     "a role beside a question and its answer": (
         [{"role": "nurse", "anfrage": "Why?", "replik": "Because of the rain."}],

@@ -77,6 +77,8 @@ CASES: dict[str, tuple[Any, str, Record]] = {
         "alpaca",
         sft("Who?\nAnn came.", "Ann."),
     ),
+    "German": ({"Frage": "Wo?", "Antwort": "Hier."}, "question_answer", sft("Wo?", "Hier.")),
+    "Russian": ({"вопрос": "Где?", "ответ": "Здесь."}, "question_answer", sft("Где?", "Здесь.")),
     "prompt and completion": ({"prompt": "Hi", "completion": "Hello"}, "prompt_completion", sft("Hi", "Hello")),
     "prompt and completion as messages": (
         {"prompt": chat("Hi", system="S"), "completion": said("Hello")},

@@ -11,7 +11,7 @@ import pytest
 
 from tunewright.pipeline import chat_template, models
 from tunewright.pipeline.context import JobContext
-from tunewright.pipeline.data import authored, request, splits
+from tunewright.pipeline.data import authored, processing, request, splits
 from tunewright.pipeline.data.arguments import DatasetArguments
 from tunewright.pipeline.data.prepare import prepare, run
 from tunewright.pipeline.data.rows import Record
@@ -335,6 +335,16 @@ def test_a_benchmarks_questions_are_found_in_the_data(workspace: Workspace, writ
     rows = [{"prompt": f"Tell me: {question}", "response": "Jupiter."}, {"prompt": "Hi", "response": "Hello."}]
     document = prepare(workspace, write("p.jsonl", rows), benchmark_dir=str(folder))["document"]
     assert sum(document["benchmark_overlap"].values()) == 1
+
+
+def test_a_row_out_of_all_proportion_is_dropped(
+    workspace: Workspace, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing, "MAX_ROW_CHARACTERS", 100)
+    rows = [{"prompt": "Why?", "response": "x" * 100}, {"prompt": "Who?", "response": "Me."}]
+    document = prepare(workspace, write("p.jsonl", rows))["document"]
+    assert document["train_rows"] == 1
+    assert document["dropped"]["malformed"]["examples"][0]["why"] == "the row has 104 characters, more than 100"
 
 
 def test_a_csv_record_of_another_length_is_malformed(workspace: Workspace, write: Write) -> None:

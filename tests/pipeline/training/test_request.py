@@ -28,10 +28,18 @@ DOCUMENT = {"tokens": TOKENS, "train_rows": 100, "eval_rows": 0, "format": "alpa
 GOALS: tuple[Goal, Goal] = ("fast", "quality")
 
 
+def add_dataset(workspace: Workspace) -> None:
+    folder = workspace.home.datasets / DATASET
+    folder.mkdir()
+    (folder / "train.parquet").touch()
+    document = {**DOCUMENT, "path": str(folder), "source": "identity.json"}
+    workspace.store.add_artifact(DATASET, "dataset", "identity", document, parents=[])
+
+
 @pytest.fixture
 def check(workspace: Workspace) -> Check:
     """`check(**arguments)`: the spec of a fine-tune of the toy on a dataset whose longest row has 100 tokens."""
-    workspace.store.add_artifact(DATASET, "dataset", "identity", DOCUMENT, parents=[])
+    add_dataset(workspace)
 
     def checked(
         model: str = "toy", method: str = "sft", continue_from: str | None = None, **arguments: Any
@@ -52,6 +60,12 @@ def test_everything_is_chosen_for_a_cpu(check: Check) -> None:
     assert arguments["target_modules"] == TARGET_MODULES
     assert set(spec["plan"]) == {"peak_gib", "tokens_per_s", "time_s", "steps"}
     assert all(value > 0 for value in spec["plan"].values())
+
+
+def test_a_dataset_whose_files_are_gone_is_refused(check: Check, workspace: Workspace) -> None:
+    (workspace.home.datasets / DATASET / "train.parquet").unlink()
+    with pytest.raises(NotFound, match="dataset_files_missing"):
+        check()
 
 
 def test_a_gpu_trains_packed_with_an_eight_bit_optimizer(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +202,7 @@ def test_rows_that_a_short_sequence_cuts_are_warned_of(check: Check) -> None:
 
 
 def test_the_goal_changes_the_plan(workspace: Workspace) -> None:
-    workspace.store.add_artifact(DATASET, "dataset", "identity", DOCUMENT, parents=[])
+    add_dataset(workspace)
     fast, quality = (request.check(workspace, DATASET, "toy", "sft", TrainingArguments(), None, goal) for goal in GOALS)
     assert fast["arguments"]["epochs"] < quality["arguments"]["epochs"]
 

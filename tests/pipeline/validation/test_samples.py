@@ -154,3 +154,8 @@ def test_a_row_that_the_template_refuses_is_left_out(
     drawn = draw(tmp_path, template, [refused, asked(1)])
     assert [sample.index for sample in drawn.samples] == [1]
     assert drawn.left_out == {"template_refused": 1}
+
+
+def test_references_longer_than_answers_may_become_are_counted(tmp_path: Path, template: ChatTemplate) -> None:
+    drawn = draw(tmp_path, template, [asked(1), asked(2, "Yes, and a number of many words it is."), asked(3)])
+    assert [samples.cut_references(template, drawn.samples, tokens) for tokens in (1, 4, 64)] == [3, 1, 0]
