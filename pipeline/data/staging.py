@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # Rows at the head of a file whose columns decide its layout.
 PEEKED_ROWS = 100
+MAX_NAMED_FILES = 20
 # Of text that is packed, and of what is read over the network.
 PACKED_FACTOR, MUCH_BYTES = 5, 1_000_000_000
 
@@ -188,13 +189,28 @@ class _Reading:
         if first is None:
             raise InvalidInput("empty_file", f"{where} holds no rows.", allowed="Every source needs a row.")
         head = [row for _, row in islice(first.parsed(), PEEKED_ROWS) if not isinstance(row, Broken)]
-        layout = layouts.find(head, where, self._arguments.format, self._arguments.mapping, hint, self._arguments.again)
+        try:
+            arguments = self._arguments
+            layout = layouts.find(head, where, arguments.format, arguments.mapping, hint, arguments.again)
+        except InvalidInput as error:
+            raise self._or_without(where, error) from error
         self._agree(layout, where)
         entry |= {"format": layout.format, "kind": layout.kind, "columns": layout.columns}
         self._staged.files.append(entry)
         file_number = len(self._staged.files) - 1
         for block in chain([first], blocks):
             yield layout, entry["name"], block, file_number
+
+    def _or_without(self, where: str, error: InvalidInput) -> InvalidInput:
+        """The refusal of a file; beside others of which one was recognised, with the call for those alone."""
+        others = [str(path) for source in self._sources for path in source.files if str(path) != where]
+        weighted = any(source.weight is not None for source in self._sources)
+        is_one_of_few = self._staged.files and 0 < len(others) <= MAX_NAMED_FILES and not weighted
+        if error.code != "unknown_layout" or not is_one_of_few:
+            return error
+        allowed = f"{error.allowed} Is it no data of yours, as an export's list of users: give the other files alone."
+        again = self._arguments.again(source=others if len(others) > 1 else others[0])
+        return InvalidInput(error.code, error.what, allowed=allowed, next=again)
 
     def _agree(self, layout: Layout, where: str) -> None:
         if not self._staged.files:

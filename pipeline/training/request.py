@@ -46,7 +46,7 @@ def check(
     """The spec of a `finetune` job. Raises InvalidInput, NotFound, Unavailable or NoSpace; starts nothing."""
     dataset = workspace.store.artifact(dataset_id, "dataset")
     _check_files(dataset)
-    method = _method_for(dataset, model, method)
+    method = _method_for(dataset, model, method, arguments)
     base = models.resolve(workspace, model)
     models.tokenizer_folder(workspace, model)
     if continue_from:
@@ -84,10 +84,12 @@ def _check_files(dataset: Row) -> None:
         )
 
 
-def _method_for(dataset: Row, model: str, method: str) -> Method:
+def _method_for(dataset: Row, model: str, method: str, arguments: TrainingArguments) -> Method:
     kind = dataset["document"].get("kind", "sft")
     fitting = [name for name in METHODS if TRAINS_ON[name] == kind]
-    again = call("start_finetune", dataset_id=dataset["id"], model=model, method=fitting[0])
+    given = arguments.model_dump(mode="json", exclude_defaults=True)
+    read = {name: value for name, value in given.items() if fitting[0] in READ_BY.get(name, METHODS)}
+    again = call("start_finetune", dataset_id=dataset["id"], model=model, method=fitting[0], **read)
     for name in METHODS:
         if name == method:
             if name in fitting:

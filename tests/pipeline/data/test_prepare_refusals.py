@@ -214,6 +214,20 @@ def test_a_disk_that_fills_up_is_said_and_leaves_nothing(
     assert_nothing_left(workspace)
 
 
+def test_a_file_that_is_no_data_beside_others_is_refused_with_the_call_for_those(
+    workspace: Workspace, write: Write, alpaca: Alpaca
+) -> None:
+    rows = [write("export/a.json", alpaca(3)), write("export/b.json", alpaca(3))]
+    folder = write("export/users.json", [{"colour": "red", "size": 3}]).parent
+    with pytest.raises(InvalidInput, match="unknown_layout") as refusal:
+        prepare.prepare(workspace, folder, seed=5)
+    assert refusal.value.next == f'prepare_dataset(source=["{rows[0]}", "{rows[1]}"], seed=5)'
+    write("export/0.json", [{"colour": "red", "size": 3}])
+    with pytest.raises(InvalidInput, match="unknown_layout") as refusal:
+        prepare.prepare(workspace, folder)
+    assert "b.json" not in refusal.value.next, "none was recognised: all may be of this layout"
+
+
 def test_a_dataset_that_the_store_refuses_leaves_no_folder(workspace: Workspace, write: Write, alpaca: Alpaca) -> None:
     workspace.store.execute(
         "CREATE TRIGGER refuse BEFORE INSERT ON artifacts BEGIN SELECT RAISE(ABORT, 'refused by the test'); END"

@@ -123,7 +123,8 @@ def test_each_kind_of_data_is_for_its_methods(workspace: Workspace, check: Check
             assert check(method=method, **rewards)["method"] == method
         else:
             with pytest.raises(InvalidInput, match=rf"dataset_of_another_kind: .*{kind} data") as caught:
-                check(method=method, **rewards)
+                check(method=method, **rewards, max_steps=20, temperature=0.5)
+            assert "max_steps=20" in caught.value.next and "temperature" not in caught.value.next
             assert any(f'method="{name}"' in caught.value.next for name in fitting)
 
 
