@@ -173,10 +173,14 @@ def logs(home: str | None, job_id: str, *, follow: bool, tail: int | None) -> in
     def is_over() -> bool:
         return not follow or workspace.store.job(job_id)["state"] not in ACTIVE
 
+    is_empty = True
     for line in _lines(path, tail, is_over):
+        is_empty = False
         sys.stdout.write(printable(line) + "\n")
         if follow:
             sys.stdout.flush()
+    if is_empty and tail != 0:
+        sys.stderr.write(f"The log of {job_id} is empty. What became of it: tunewright status {job_id}\n")
     return 0
 
 

@@ -228,10 +228,10 @@ def _changed(given: TrainingArguments, changes: dict[str, Any]) -> TrainingArgum
 
 
 def _beside(plan: Plan, chosen: Plan) -> str:
-    return (
-        f"about {duration(plan.time_s)} instead of {duration(chosen.time_s)}, "
-        f"{plan.peak_gib:g} instead of {chosen.peak_gib:g} GiB"
-    )
+    memory = f"{plan.peak_gib:g} instead of {chosen.peak_gib:g} GiB"
+    if plan.peak_gib == chosen.peak_gib:
+        memory = "in as much memory"
+    return f"about {duration(plan.time_s)} instead of {duration(chosen.time_s)}, {memory}"
 
 
 def duration(seconds: float) -> str:

@@ -134,7 +134,9 @@ def test_checkpoints_go_only_where_no_resume_could_want_them(
     assert with_checkpoints() == {made["running"], made["queued"], made["interrupted"], recent}
     assert tunewright("gc", "--older-than", 0, *home).returncode == 0
     assert with_checkpoints() == {made["running"], made["queued"], made["interrupted"]}
-    assert tunewright("gc", "--older-than", -1, *home).returncode == 2
+    for wrong in (-1, "x", 1.5):
+        refused = tunewright("gc", "--older-than", wrong, *home)
+        assert refused.returncode == 2 and "is no whole number from 0 on" in refused.stderr
 
 
 def test_caches_go_by_age_alone_and_never_under_a_job(

@@ -144,7 +144,8 @@ def test_logs_are_whole_lines_that_cannot_steer_the_terminal(
     assert tunewright("logs", job_id, *home).stdout == "one\ntwo\n 10%\n 20%\nbad \ufffd\nlast\n"
     assert tunewright("logs", job_id, "--tail", 2, *home).stdout == "bad \ufffd\nlast\n"
     assert tunewright("logs", job_id, "--tail", 0, *home).stdout == ""
-    assert tunewright("logs", job("queued"), *home).stdout == ""
+    silent = tunewright("logs", job("queued"), *home)
+    assert silent.stdout == "" and "is empty. What became of it: tunewright status job-" in silent.stderr
 
 
 def test_a_followed_log_ends_with_its_job_and_loses_nothing(
