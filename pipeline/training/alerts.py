@@ -26,8 +26,6 @@ PREFERENCE = ("dpo", "orpo", "kto")
 LOW_LOSS = 0.2
 # The best evaluation is itself the luckiest of several; two later ones must both be worse by more than this share.
 EVAL_RISE = 0.02
-# So much worse a single evaluation is by no bad luck.
-EVAL_JUMP = 0.2
 # A fall of less than a hundredth since the start is none, however little noise there is.
 LEAST_FALL = 0.01
 # The first tenth of a run holds the warm-up; judging its trend there would judge the schedule.
@@ -288,16 +286,14 @@ def _reward_not_rising(seen: Seen) -> Alert | None:
 
 def _eval_rising(seen: Seen) -> Alert | None:
     losses = [(row["numbers"]["loss"], row["step"]) for row in seen.evaluation if "loss" in row["numbers"]]
-    if seen.method == "grpo" or len(losses) < 2:
+    if seen.method == "grpo" or len(losses) < 3:
         return None
     best, best_step = min(losses)
-    has_jumped = losses[-1][0] > best + EVAL_JUMP * abs(best)
-    if not has_jumped and min(loss for loss, _ in losses[-2:]) <= best + EVAL_RISE * abs(best):
+    if min(loss for loss, _ in losses[-2:]) <= best + EVAL_RISE * abs(best):
         return None
-    why = "learning_rate is too high, or the model overfits" if has_jumped else "The model overfits"
     return Alert(
         "eval_rising",
-        f"Eval loss rises: {losses[-1][0]:.3f}, best {best:.3f} at step {best_step}. {why}.",
+        f"Eval loss rises: {losses[-1][0]:.3f}, best {best:.3f} at step {best_step}. The model overfits.",
         f"Stop here: the best checkpoint is kept. Next time fewer epochs, {_lower_rate(seen)}, lora_dropout=0.1, more "
         "data, or early_stopping_patience.",
     )

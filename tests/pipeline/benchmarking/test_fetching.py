@@ -15,8 +15,9 @@ from standins.datasets_server import DatasetsStandIn
 
 from tunewright.pipeline.benchmarking.exams import LETTERS
 
+# A thread of a library that still runs while Python ends has once aborted the process after all was printed.
 FETCH = """
-import json, sys
+import json, os, sys
 from dataclasses import asdict
 from tunewright.pipeline.benchmarking import fetching
 from tunewright.pipeline.benchmarking.exams import BENCHMARKS
@@ -30,6 +31,8 @@ for task, subject, limit in json.loads(sys.argv[1]):
         print(json.dumps([seen, asdict(exam)]))
     except TunewrightError as error:
         print(json.dumps(error.to_dict()))
+sys.stdout.flush()
+os._exit(0)
 """
 
 

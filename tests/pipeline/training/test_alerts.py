@@ -147,13 +147,6 @@ def test_rising_eval_loss_is_overfitting_only_from_the_second_worse_evaluation()
     assert codes(seen("sft", rows, evaluations(1.3, 1.31, 1.32))) == []
 
 
-def test_one_evaluation_that_is_far_worse_needs_no_second() -> None:
-    rows = healthy("sft", 120)
-    (alert,) = alerts.find(seen("sft", rows, evaluations(1.3, 1.6)))
-    assert alert.code == "eval_rising" and "learning_rate is too high" in alert.message
-    assert codes(seen("sft", rows, evaluations(1.6, 1.3))) == codes(seen("sft", rows, evaluations(1.6))) == []
-
-
 def test_truncation_is_said_before_the_first_step() -> None:
     (alert,) = alerts.find(seen("sft", [], truncated_share=0.12, arguments={"max_seq_length": 512}))
     assert (alert.code, alert.message[:3]) == ("truncation", "12%")
