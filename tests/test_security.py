@@ -22,7 +22,6 @@ from tunewright.server import INSTRUCTIONS, build_server
 REPOSITORY = Path(__file__).parents[1]
 ENDED = ("succeeded", "failed", "cancelled", "interrupted")
 RunPython = Callable[..., str]
-Eventually = Callable[..., None]
 
 
 @pytest.fixture
